@@ -1,0 +1,1 @@
+"""What every layer shares: records, settings, errors, AWS clients, telemetry, recovery."""

@@ -1,0 +1,145 @@
+"""Turns settings and the usual `AWS_*` variables into options for every client of AWS that we use.
+
+boto3 (Kinesis, control calls), obstore (objects), pyiceberg, Lance and SlateDB each spell endpoint, region and
+credentials differently; this is the one place that knows how.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import boto3
+from botocore.config import Config
+from obstore.store import S3Store
+
+from core.settings import Settings
+
+if TYPE_CHECKING:
+    from mypy_boto3_kinesis import KinesisClient
+    from mypy_boto3_s3 import S3Client
+
+__all__ = [
+    "catalog_properties",
+    "endpoint",
+    "kinesis_client",
+    "lance_storage_options",
+    "object_store",
+    "region",
+    "s3_client",
+    "s3_options",
+]
+
+CONNECT_SECONDS = 5
+READ_SECONDS = 30
+ATTEMPTS = 8
+
+
+def region(settings: Settings) -> str:
+    """Name the AWS region: the SDK's variables first, then the setting."""
+    return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or settings.region
+
+
+def endpoint(service: str) -> str | None:
+    """Return the endpoint that the environment sets for `service` (`s3`, `kinesis`, `glue`), if any."""
+    return os.environ.get(f"AWS_ENDPOINT_URL_{service.upper()}") or os.environ.get("AWS_ENDPOINT_URL") or None
+
+
+def kinesis_client(settings: Settings) -> KinesisClient:
+    """Return a Kinesis client; safe to share between threads."""
+    client: KinesisClient = _boto_client("kinesis", settings)
+    return client
+
+
+def s3_client(settings: Settings) -> S3Client:
+    """Return an S3 client for control calls such as creating the bucket; objects go through `object_store`."""
+    client: S3Client = _boto_client("s3", settings)
+    return client
+
+
+def _boto_client(service: str, settings: Settings) -> Any:
+    # boto3's typed overloads need a literal service name, so the callers above carry the types.
+    config = Config(
+        connect_timeout=CONNECT_SECONDS,
+        read_timeout=READ_SECONDS,
+        retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+    )
+    return boto3.client(service, region_name=region(settings), endpoint_url=endpoint(service), config=config)  # type: ignore[call-overload]
+
+
+def object_store(settings: Settings, *, bucket: str | None = None, prefix: str | None = None) -> S3Store:
+    """Return an obstore client of `bucket` (default: the product's own); retries faults with jittered back-off."""
+    return S3Store(
+        bucket or settings.bucket,
+        prefix=prefix,
+        config=s3_options(settings),  # type: ignore[arg-type]
+        client_options={"timeout": timedelta(seconds=READ_SECONDS), "allow_http": _plain_http()},
+        retry_config={
+            "max_retries": ATTEMPTS,
+            "retry_timeout": timedelta(minutes=2),
+            "backoff": {
+                "init_backoff": timedelta(milliseconds=100),
+                "max_backoff": timedelta(seconds=10),
+                "base": 2,
+            },
+        },
+    )
+
+
+def s3_options(settings: Settings) -> dict[str, str]:
+    """Options in the spelling of the Rust object store (obstore, SlateDB).
+
+    Credentials appear only when the environment has static ones; otherwise the client's own chain (web identity,
+    container, instance) finds and refreshes them.
+    """
+    options = {"region": region(settings)}
+    url = endpoint("s3")
+    if url:
+        options["endpoint"] = url
+    for name in ("access_key_id", "secret_access_key", "session_token"):
+        value = os.environ.get(f"AWS_{name.upper()}")
+        if value:
+            options[name] = value
+    return options
+
+
+def lance_storage_options(settings: Settings) -> dict[str, str]:
+    """Options for `lance.dataset(…, storage_options=…)`."""
+    options = {f"aws_{name}": value for name, value in s3_options(settings).items()}
+    if _plain_http():
+        options["allow_http"] = "true"
+    return options
+
+
+def catalog_properties(settings: Settings) -> dict[str, str]:
+    """Properties for `pyiceberg.catalog.load_catalog` of the chosen kind."""
+    properties = {
+        "type": settings.catalog,
+        "warehouse": settings.warehouse_uri,
+        "s3.region": region(settings),
+        "client.region": region(settings),
+    }
+    if settings.catalog_uri:
+        properties["uri"] = settings.catalog_uri
+    s3_url, glue_url = endpoint("s3"), endpoint("glue")
+    if s3_url:
+        properties["s3.endpoint"] = s3_url
+    if settings.catalog == "glue":
+        properties["glue.region"] = region(settings)
+        if glue_url:
+            properties["glue.endpoint"] = glue_url
+    for ours, theirs in (
+        ("AWS_ACCESS_KEY_ID", "access-key-id"),
+        ("AWS_SECRET_ACCESS_KEY", "secret-access-key"),
+        ("AWS_SESSION_TOKEN", "session-token"),
+    ):
+        value = os.environ.get(ours)
+        if value:
+            properties[f"client.{theirs}"] = value
+            properties[f"s3.{theirs}"] = value
+    return properties
+
+
+def _plain_http() -> bool:
+    return (endpoint("s3") or "").startswith("http://")

@@ -1,0 +1,63 @@
+"""The one tree of exceptions that this project raises.
+
+PkmError
+├── SettingsError        a setting is unknown, missing or has a value that can't be used
+├── UnreachableError     an endpoint (S3, Kinesis, catalog) did not answer, or refused
+├── MissingError         a stream, bucket, table or note that should exist does not
+├── ModelError           a model can't be found or loaded
+├── CommitError          a table could not be committed although it was retried
+├── SnapshotError        a recovery snapshot is missing, damaged, forged or does not fit
+├── FencedError          a newer execution of the same flow has taken over
+└── VerificationError    a check of results found something wrong
+
+Bad *data* never raises: it becomes a `core.records.Failure` and goes to the dead letters. These exceptions are for
+a broken world or a user's mistake, and their message names the thing, the value and what to do.
+"""
+
+__all__ = [
+    "CommitError",
+    "FencedError",
+    "MissingError",
+    "ModelError",
+    "PkmError",
+    "SettingsError",
+    "SnapshotError",
+    "UnreachableError",
+    "VerificationError",
+]
+
+
+class PkmError(Exception):
+    """Base of all errors that are shown to the user as one line, without a traceback."""
+
+
+class SettingsError(PkmError):
+    """A setting is unknown, missing or unusable."""
+
+
+class UnreachableError(PkmError):
+    """A service did not answer, or refused us, after all retries."""
+
+
+class MissingError(PkmError):
+    """Something that `pkm init` creates, or that the user named, does not exist."""
+
+
+class ModelError(PkmError):
+    """A model can't be found or loaded."""
+
+
+class CommitError(PkmError):
+    """A table could not be committed; nothing is lost, the next start commits it."""
+
+
+class SnapshotError(PkmError):
+    """A recovery snapshot can't be used."""
+
+
+class FencedError(PkmError):
+    """Another, newer execution of this flow owns the state; this one must stop."""
+
+
+class VerificationError(PkmError):
+    """A check found a difference between what should be there and what is."""

@@ -1,0 +1,223 @@
+"""The records that flow between source, operators and sinks.
+
+All are frozen; an operator that adds something makes a new one. Times are aware UTC datetimes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = [
+    "Chunk",
+    "Concept",
+    "Document",
+    "Entity",
+    "Event",
+    "Failure",
+    "FetchedEvent",
+    "Note",
+    "Position",
+    "RawRecord",
+    "Vector",
+    "Watermark",
+    "WindowAggregate",
+    "event_identity",
+    "note_identity",
+]
+
+Vector = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Position:
+    """A place in one shard: ordered within the shard, meaningless across shards."""
+
+    shard_id: str
+    sequence_number: int
+    subsequence_number: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RawRecord:
+    """A record as the stream holds it."""
+
+    data: bytes
+    partition_key: str
+    arrival_time: datetime
+    position: Position
+
+
+@dataclass(frozen=True, slots=True)
+class Watermark:
+    """A source partition's promise: every record that arrived up to `time` was emitted in an earlier epoch.
+
+    The stream's watermark is the minimum over all `source_partitions` partitions.
+    """
+
+    source_partition: int
+    source_partitions: int
+    time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A checked record: one version of one note, or its deletion."""
+
+    event_id: str
+    note_id: str
+    source_type: str
+    bucket: str
+    s3_key: str
+    content_type: str | None
+    content_size: int
+    content_sha256: str | None
+    metadata: Mapping[str, str]
+    timestamp: datetime
+    deleted: bool
+    record: RawRecord
+    revived: bool = False
+    """True when the note went back to an older version: bronze has the event already, silver must be told."""
+
+    @property
+    def position(self) -> Position:
+        """Where the event stands in the stream."""
+        return self.record.position
+
+
+@dataclass(frozen=True, slots=True)
+class FetchedEvent:
+    """An event with the bytes of its object; empty for a deletion."""
+
+    event: Event
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """An event with its extracted text.
+
+    `content` is the decoded original, `text` what a reader sees: all offsets refer to `text`.
+    """
+
+    event: Event
+    content: str
+    content_type: str
+    text: str
+    title: str
+    frontmatter_json: str
+    links: tuple[str, ...]
+    headers: tuple[str, ...]
+    language: str
+    word_count: int
+    char_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a document that fits the embedding model; `text == document.text[start:end]`."""
+
+    index: int
+    text: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Entity:
+    """A named entity; `text == document.text[start:end]`, `type` is PER, ORG, LOC or MISC."""
+
+    text: str
+    type: str
+    score: float
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Concept:
+    """A key phrase and its cosine similarity to the document."""
+
+    text: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Note:
+    """A document on its way through enrichment; what is not computed yet is empty.
+
+    `embeddings` has one L2-normalised row per chunk (chunks x dimension, float32); `vector` is their normalised mean.
+    """
+
+    document: Document
+    processing_version: str
+    chunks: tuple[Chunk, ...] = ()
+    embeddings: Vector | None = None
+    vector: Vector | None = None
+    entities: tuple[Entity, ...] = ()
+    concepts: tuple[Concept, ...] = ()
+    processed_at: datetime | None = None
+
+    @property
+    def event(self) -> Event:
+        """The event that brought this version of the note."""
+        return self.document.event
+
+
+@dataclass(frozen=True, slots=True)
+class WindowAggregate:
+    """Counts over the events of one `source_type` that arrived in [window_start, window_end)."""
+
+    window_start: datetime
+    window_end: datetime
+    source_type: str
+    count: int
+    word_sum: int
+    event_ids: tuple[str, ...]
+
+    @property
+    def avg_words(self) -> float:
+        """Mean number of words of the window's events."""
+        return self.word_sum / self.count if self.count else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A record that a step could not process, with all it takes to look at it and to try again."""
+
+    step: str
+    error: str
+    message: str
+    record: RawRecord
+    failed_at: datetime
+    event_id: str | None = None
+    s3_key: str | None = None
+
+    @property
+    def position(self) -> Position:
+        """Where the failed record stands in the stream."""
+        return self.record.position
+
+
+def note_identity(source_type: str, identity: str) -> str:
+    """Name a note through all its versions: 32 hex digits, the same on every machine at every time."""
+    return _digest(source_type.encode(), identity.encode())
+
+
+def event_identity(source_type: str, identity: str, content: bytes) -> str:
+    """Name one version of a note: 32 hex digits over its identity and its content."""
+    return _digest(source_type.encode(), identity.encode(), hashlib.sha256(content).digest())
+
+
+def _digest(*parts: bytes) -> str:
+    # Lengths are hashed too, so that ("ab", "c") and ("a", "bc") differ.
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return digest.hexdigest()[:32]

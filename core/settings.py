@@ -1,0 +1,152 @@
+"""The one place that reads the environment: `PKM_*` settings, checked and typed.
+
+AWS credentials, region and endpoints keep their usual `AWS_*` names; `core.aws` reads them through boto3.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from core.errors import SettingsError
+
+__all__ = ["Settings", "StartPosition", "load_settings", "parse_start"]
+
+PREFIX = "PKM_"
+StartPosition = Literal["trim-horizon", "latest"] | datetime
+
+
+class Settings(BaseSettings):
+    """All settings of the product, each with a working default. Environment first, then `.env`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True
+    )
+
+    stream: str = Field("pkm-ingestion", description="Kinesis stream")
+    bucket: str = Field("pkm-lakehouse", description="S3 bucket of content, tables, vectors, metadata, snapshots")
+    region: str = Field("us-east-1", description="AWS region, unless AWS_REGION or AWS_DEFAULT_REGION names one")
+    start: str = Field(
+        "trim-horizon",
+        description="where a flow without a snapshot starts: trim-horizon, latest, timestamp:ISO8601",
+    )
+    until_caught_up: bool = Field(False, description="stop when every shard has been read to its end")
+    on_data_loss: Literal["fail", "warn"] = Field("fail", description="what to do when the stream lost records")
+    shards: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        4, description="shards of a stream that `pkm init` creates"
+    )
+    source_partitions: Annotated[int, Field(ge=1, le=1024)] = Field(
+        4, description="source partitions that share the shards; fixed for the life of a flow's snapshots"
+    )
+    batch_records: Annotated[int, Field(ge=1, le=10_000)] = Field(50, description="records a read asks for")
+
+    max_object_bytes: Annotated[int, Field(ge=1)] = Field(16 * 1024 * 1024, description="larger objects are refused")
+    fetch_concurrency: Annotated[int, Field(ge=1, le=1024)] = Field(
+        32, description="S3 requests in flight per worker"
+    )
+    parse_seconds: Annotated[float, Field(gt=0)] = Field(5.0, description="time a document's parser may take")
+
+    enrich: Literal["embedded", "cloud", "none"] = Field("embedded", description="model profile")
+    embedding_model: str | None = Field(None, description="overrides the profile's embedding model")
+    entity_model: str | None = Field(None, description="overrides the profile's entity model")
+    processing_version: str = Field("1", min_length=1, description="written with every row")
+    threads: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="CPU threads per process; default all cores"
+    )
+
+    window_minutes: Annotated[int, Field(ge=1)] = Field(5, description="length of the tumbling windows")
+    lateness_seconds: Annotated[int, Field(ge=0)] = Field(60, description="how long a window waits for late events")
+    dedupe_hours: Annotated[int, Field(ge=1)] = Field(24, description="how long event ids are remembered")
+
+    catalog: Literal["glue", "rest", "sql"] = Field("glue", description="kind of Iceberg catalog")
+    catalog_uri: str | None = Field(None, description="address of a rest or sql catalog")
+    warehouse: str | None = Field(None, description="default s3://BUCKET/warehouse")
+    metadata_parts: Annotated[int, Field(ge=1, le=256)] = Field(
+        4, description="SlateDB databases; fixed when the store is created"
+    )
+
+    snapshot_seconds: Annotated[int, Field(ge=1)] = Field(
+        5, description="length of an epoch and time between snapshots"
+    )
+    snapshot_key: SecretStr | None = Field(None, description="signs recovery snapshots (HMAC-SHA256)")
+    snapshot_retention: Annotated[int, Field(ge=1)] = Field(20, description="recovery snapshots kept")
+    recovery_dir: Path = Field(
+        Path("/dev/shm/pkm/recovery"),  # noqa: S108 - memory is the point, and the folder is private
+        description="in memory; holds the running flow's state",
+    )
+    allow_private_addresses: bool = Field(False, description="lets producers reach private hosts")
+    log_format: Literal["console", "json"] = Field("console", description="how logs are written")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
+
+    @field_validator("start")
+    @classmethod
+    def _start_is_a_position(cls, value: str) -> str:
+        parse_start(value)
+        return value
+
+    @property
+    def start_position(self) -> StartPosition:
+        """Where a flow without a snapshot starts."""
+        return parse_start(self.start)
+
+    @property
+    def warehouse_uri(self) -> str:
+        """Root of the Iceberg tables."""
+        return (self.warehouse or f"s3://{self.bucket}/warehouse").rstrip("/")
+
+    @property
+    def vectors_uri(self) -> str:
+        """The Lance dataset of chunks."""
+        return f"s3://{self.bucket}/vectors/notes.lance"
+
+    @property
+    def epoch(self) -> timedelta:
+        """Length of an epoch: the unit of commit."""
+        return timedelta(seconds=self.snapshot_seconds)
+
+
+def parse_start(text: str) -> StartPosition:
+    """Read `trim-horizon`, `latest` or `timestamp:ISO8601` (UTC unless it has an offset).
+
+    Raises ValueError for anything else.
+    """
+    if text == "trim-horizon":
+        return "trim-horizon"
+    if text == "latest":
+        return "latest"
+    kind, _, value = text.partition(":")
+    if kind == "timestamp":
+        try:
+            time = datetime.fromisoformat(value)
+        except ValueError:
+            raise ValueError(f'"{value}" is not an ISO 8601 time, such as 2026-11-23T08:00:00Z') from None
+        return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    raise ValueError(f'"{text}" is not a position: use trim-horizon, latest or timestamp:ISO8601')
+
+
+@lru_cache(maxsize=1)
+def load_settings() -> Settings:
+    """Read and check the settings once per process.
+
+    Raises SettingsError that names every unknown or unusable setting in one line.
+    """
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    unknown = sorted(name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known)
+    problems = [f"{name} is not a setting" for name in unknown]
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        problems += [
+            f"{PREFIX}{'_'.join(str(part) for part in detail['loc']).upper()}={detail['input']!r}: {detail['msg']}"
+            for detail in error.errors()
+        ]
+        settings = None
+    if problems or settings is None:
+        raise SettingsError("; ".join(problems) + "; docs/settings.md lists all")
+    return settings

@@ -1,0 +1,1 @@
+"""Dataflow graphs: one factory function each, no logic."""

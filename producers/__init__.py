@@ -1,0 +1,1 @@
+"""What puts content on S3 and announces it on the stream."""
