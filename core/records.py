@@ -177,13 +177,14 @@ class WindowAggregate:
     window_end: datetime
     source_type: str
     count: int
+    document_count: int
     word_sum: int
     event_ids: tuple[str, ...]
 
     @property
     def avg_words(self) -> float:
-        """Mean number of words of the window's events."""
-        return self.word_sum / self.count if self.count else 0.0
+        """Mean number of words of the window's documents; deletions have none and do not count."""
+        return self.word_sum / self.document_count if self.document_count else 0.0
 
 
 @dataclass(frozen=True, slots=True)
