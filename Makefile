@@ -1,0 +1,66 @@
+# Everything a person types here. `make` lists it; each target sets up what it needs first.
+
+PYTHON ?= python3
+THREADS ?= $(shell nproc 2>/dev/null || echo 2)
+VENV := .venv
+BIN := $(VENV)/bin
+IMAGE ?= pkm-lakehouse:latest
+# Only where Python comes without ensurepip (Debian's package python3 without python3-venv).
+VIRTUALENV := virtualenv==21.15.8
+
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+# Linear algebra and tokenizers take no more threads than there are cores, nor ask a model hub.
+RUN := OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) OPENBLAS_NUM_THREADS=$(THREADS) \
+	TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test check lock image clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.complete ## make .venv with pkm in it, from requirements.lock
+
+demo: setup ## run the whole pipeline on real documents, on this machine
+	@$(RUN) $(BIN)/pkm demo
+
+test: setup ## run the tests (ONLY=path runs a part)
+	@$(RUN) $(BIN)/python -m pytest $(ONLY)
+
+check: setup ## lint, format, types, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# A wheel for one kind of processor has a local version (+...), which other machines don't have: the lock names none.
+lock: setup ## write requirements.lock anew from pyproject.toml (UPGRADE=1 takes newer releases)
+	$(BIN)/pip-compile --quiet --all-extras --strip-extras --allow-unsafe --no-header --no-emit-options \
+		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host $(if $(UPGRADE),--upgrade) \
+		--output-file=requirements.lock pyproject.toml
+	@sed -i -e 's/^\([a-z0-9-]*==[^+ ]*\)+[^ ]*/\1/' \
+		-e '1i # All dependencies and extras, exactly. Written by `make lock`; change pyproject.toml instead.\n' \
+		requirements.lock
+
+image: ## build the container image (IMAGE=name:tag)
+	docker build --tag $(IMAGE) .
+
+clean: ## remove .venv and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist build
+
+# The stamp is made last, so that a broken set-up is begun again.
+$(VENV)/.complete: requirements.lock pyproject.toml | $(BIN)/python
+	@echo "installing $$(grep -c '==' requirements.lock) packages into $(VENV) (a minute or two, about 2 GB)"
+	@$(PIP) install --quiet --requirement requirements.lock
+	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' || { \
+		echo "$(PYTHON) is not Python 3.11 or 3.12 (bytewax has wheels for no other): make PYTHON=python3.11 ..." >&2; \
+		exit 1; }
+	@if $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null; then $(PYTHON) -m venv $(VENV); else \
+		tools=$$(mktemp -d) && trap 'rm -rf "$$tools"' EXIT && \
+		$(PYTHON) -m pip --disable-pip-version-check install --quiet --target "$$tools" '$(VIRTUALENV)' && \
+		PYTHONPATH="$$tools" $(PYTHON) -m virtualenv --quiet $(VENV); fi
