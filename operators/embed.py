@@ -1,0 +1,55 @@
+"""Embeds the chunks of notes: one vector per chunk, and their mean for the whole note."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import bytewax.operators as op
+import numpy as np
+from bytewax.dataflow import Stream, operator
+
+from core.records import Note, Vector
+from models.embedder import Embedder, load_embedder
+
+__all__ = ["embed", "embeddings"]
+
+
+@operator
+def embeddings(step_id: str, notes: Stream[Note], *, model: str | None, threads: int | None) -> Stream[Note]:
+    """Give every note the vectors of its chunks, computed over all chunks of a batch together.
+
+    Keeps the order, holds nothing back. Notes without chunks pass as they are, and so do all when `model` is None. The
+    model is loaded when the first chunk arrives; raises ModelError then if it can't be.
+    """
+
+    def embed_batch(batch: list[Note]) -> list[Note]:
+        if model is None or not any(note.chunks for note in batch):
+            return batch
+        return embed(batch, load_embedder(model, threads=threads))
+
+    return op.flat_map_batch("embed", notes, embed_batch)
+
+
+def embed(notes: Sequence[Note], embedder: Embedder) -> list[Note]:
+    """Return `notes` with `embeddings` (chunks x dimension) and `vector` (dimension), rows L2-normalised.
+
+    A vector depends on its own chunk alone, not on what else is in the batch (cosine within 1e-5).
+    """
+    rows = embedder.encode([chunk.text for note in notes for chunk in note.chunks])
+    embedded: list[Note] = []
+    start = 0
+    for note in notes:
+        end = start + len(note.chunks)
+        # A copy, or one small note would keep the whole batch's rows alive.
+        own = rows[start:end].copy()
+        embedded.append(replace(note, embeddings=own, vector=_mean(own)) if note.chunks else note)
+        start = end
+    return embedded
+
+
+def _mean(rows: Vector) -> Vector:
+    mean: Vector = rows.mean(axis=0, dtype=np.float32)
+    length = float(np.linalg.norm(mean))
+    # Opposite vectors can cancel out: the zero vector is then the honest mean, and division would give NaN.
+    return mean / np.float32(length) if length > 0 else mean
