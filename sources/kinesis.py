@@ -1,0 +1,333 @@
+"""The Kinesis source: reads a stream's shards through a fixed number of Bytewax partitions.
+
+Use it in the manner of Bytewax's own connectors:
+
+    from sources import kinesis
+
+    inp = kinesis.input("inp", flow, settings=settings)
+    inp.records, inp.watermarks
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+import bytewax.operators as op
+import structlog
+from bytewax.dataflow import Dataflow, Stream, operator
+from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
+
+from core.errors import MissingError, UnreachableError
+from core.records import RawRecord, Watermark
+from core.settings import Settings
+from core.telemetry import RECORDS
+from sources.kinesis_client import (
+    DataLossError,
+    Listing,
+    Read,
+    ShardGoneError,
+    StreamReader,
+    TransientError,
+    create_stream,
+    read_client,
+)
+from sources.kinesis_shards import (
+    PartitionState,
+    ShardState,
+    admit,
+    backoff_seconds,
+    low_watermark,
+    partition_names,
+    pin_latest,
+    readable,
+)
+
+if TYPE_CHECKING:
+    from mypy_boto3_kinesis import KinesisClient
+
+__all__ = ["KinesisOut", "KinesisSource", "create_stream", "input"]
+
+# Kinesis allows five reads a second and shard.
+READ_INTERVAL_SECONDS = 0.2
+IDLE_SECONDS = 1.0
+LIST_SECONDS = 20.0
+# About 15 s of waiting in the mean; fewer before the first answer, so that a wrong endpoint is told at once.
+ATTEMPTS = 9
+FIRST_ATTEMPTS = 5
+WATERMARK_STEP = timedelta(seconds=1)
+
+_log = structlog.get_logger(module=__name__)
+
+
+@dataclass(frozen=True)
+class KinesisOut:
+    """Result streams of the source."""
+
+    records: Stream[RawRecord]
+    """The stream's records, in order within a shard."""
+
+    watermarks: Stream[Watermark]
+    """Each partition's promises; they hold for whole epochs, however items overtake each other within one."""
+
+
+@dataclass(slots=True)
+class _Reading:
+    """The reading of one shard in this run; nothing of it outlives the run."""
+
+    due: float
+    iterator: str | None = None
+    idle_seconds: float = READ_INTERVAL_SECONDS
+    faults: int = 0
+    reached: datetime | None = None
+    caught_up_once: bool = False
+
+
+class _KinesisPartition(StatefulSourcePartition[RawRecord | Watermark, Mapping[str, Any]]):
+    """Reads the shards of one partition in turn, one call to Kinesis for each `next_batch`."""
+
+    def __init__(
+        self,
+        reader: StreamReader,
+        state: PartitionState,
+        *,
+        partition: int,
+        pin: bool,
+        batch_records: int,
+        until_caught_up: bool,
+        on_data_loss: str,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        monotonic: Callable[[], float] = time.monotonic,
+        uniform: Callable[[], float] = random.random,
+    ) -> None:
+        self._reader = reader
+        self._state = state
+        self._partition = partition
+        self._pin = pin
+        self._batch_records = batch_records
+        self._until_caught_up = until_caught_up
+        self._on_data_loss = on_data_loss
+        self._now = now
+        self._monotonic = monotonic
+        self._uniform = uniform
+        self._listing: Listing | None = None
+        self._listing_due = monotonic()
+        self._listing_faults = 0
+        self._answered = False
+        self._readings: dict[str, _Reading] = {}
+        self._promise: datetime | None = None
+        self._promised: datetime | None = None
+
+    def next_batch(self) -> list[RawRecord | Watermark]:
+        """Return a watermark that is due, else the records of one read; both may be none."""
+        if self._promise is not None:
+            self._promised, self._promise = self._promise, None
+            return [Watermark(self._partition, self._state.partitions, self._promised)]
+        if self._finished():
+            raise StopIteration
+        now = self._monotonic()
+        if self._listing is None or now >= self._listing_due:
+            self._list()
+            return []
+        shard_id = min(self._readings, key=lambda name: self._readings[name].due, default=None)
+        if shard_id is None or self._readings[shard_id].due > now:
+            return []
+        return list(self._read(shard_id, self._readings[shard_id]))
+
+    def next_awake(self) -> datetime | None:
+        """Return when the next call to Kinesis is due."""
+        if self._promise is not None or self._finished():
+            return None
+        dues = [reading.due for reading in self._readings.values()] if self._listing else []
+        # A promise is made at any time, so nobody sleeps for long.
+        due = min([self._listing_due, *dues]) - self._monotonic()
+        return self._now() + timedelta(seconds=min(max(due, 0.0), IDLE_SECONDS))
+
+    def snapshot(self) -> Mapping[str, Any]:
+        """Return how far each shard was emitted, and note what may be promised in the next epoch."""
+        reached = [reading.reached for reading in self._readings.values()]
+        promise = low_watermark(reached, self._listing.time if self._listing else None)
+        if promise is not None and (self._promised is None or promise - self._promised >= WATERMARK_STEP):
+            self._promise = promise
+        return self._state.to_snapshot()
+
+    def _finished(self) -> bool:
+        return (
+            self._until_caught_up
+            and self._listing is not None
+            and self._monotonic() < self._listing_due
+            and all(reading.caught_up_once for reading in self._readings.values())
+        )
+
+    def _list(self) -> None:
+        try:
+            listing = self._reader.list_shards()
+        except TransientError as error:
+            self._listing_faults += 1
+            self._listing_due = self._monotonic() + self._wait_after(self._listing_faults, error)
+            return
+        self._answered = True
+        self._listing_faults = 0
+        self._listing_due = self._monotonic() + LIST_SECONDS
+        if self._pin and isinstance(self._state.start, datetime):
+            pinned = pin_latest(self._state.start, listing.server_time)
+            self._state = PartitionState(self._state.stream, self._state.partitions, pinned)
+        self._pin = False
+        self._listing = listing
+        self._state = admit(self._state, listing.shards, self._partition)
+        self._choose()
+
+    def _choose(self) -> None:
+        """Start to read the shards that have become readable, stop with those that are drained."""
+        now = self._monotonic()
+        listed = self._listing.shards if self._listing else {}
+        self._readings = {
+            shard_id: self._readings.get(shard_id) or _Reading(due=now) for shard_id in readable(self._state, listed)
+        }
+
+    def _read(self, shard_id: str, reading: _Reading) -> tuple[RawRecord, ...]:
+        reading.due = self._monotonic() + READ_INTERVAL_SECONDS
+        try:
+            if reading.iterator is None:
+                reading.iterator = self._reader.shard_iterator(shard_id, self._state.shards[shard_id])
+            read = self._reader.read(shard_id, reading.iterator, limit=self._batch_records)
+            if read is None:
+                reading.iterator = None
+                raise TransientError(f'the iterator of shard {shard_id} of stream "{self._state.stream}" has expired')
+        except TransientError as error:
+            reading.faults += 1
+            reading.due += self._wait_after(reading.faults, error)
+            return ()
+        except DataLossError as error:
+            self._lost(shard_id, error)
+            return ()
+        reading.faults = 0
+        return self._taken(shard_id, reading, read)
+
+    def _taken(self, shard_id: str, reading: _Reading, read: Read) -> tuple[RawRecord, ...]:
+        shard = self._state.shards[shard_id]
+        records = read.records
+        sequence_number = shard.sequence_number
+        if records:
+            sequence_number = records[-1].position.sequence_number
+            reading.reached = records[-1].arrival_time
+            reading.idle_seconds = READ_INTERVAL_SECONDS
+            if isinstance(shard.start, datetime):
+                start = shard.start
+                # AT_TIMESTAMP is sent in whole seconds: what came earlier within that second is not ours.
+                records = tuple(record for record in records if record.arrival_time >= start)
+        elif read.caught_up:
+            reading.reached = read.time
+            reading.caught_up_once = True
+            reading.idle_seconds = min(reading.idle_seconds * 1.5, IDLE_SECONDS)
+            reading.due = self._monotonic() + reading.idle_seconds
+        if self._until_caught_up and reading.caught_up_once:
+            reading.due = self._monotonic() + LIST_SECONDS
+        reading.iterator = read.next_iterator
+        # A closed shard gets no more records, so its end is final also where the service goes on giving iterators.
+        closed = (
+            self._listing is not None and shard_id in self._listing.shards and self._listing.shards[shard_id].closed
+        )
+        drained = read.next_iterator is None or (closed and read.caught_up)
+        self._state = self._state.with_shard(shard_id, ShardState(shard.start, sequence_number, drained))
+        if drained:
+            # Its children may not be known yet; until they are, the last listing holds the watermark back.
+            self._listing_due = self._monotonic()
+            self._choose()
+        RECORDS.inc(len(records))
+        return records
+
+    def _lost(self, shard_id: str, error: DataLossError) -> None:
+        gone = isinstance(error, ShardGoneError)
+        shard = self._state.shards[shard_id]
+        at_horizon = shard.sequence_number is None and shard.start == "trim-horizon"
+        if self._on_data_loss == "fail" or (at_horizon and not gone):
+            raise MissingError(
+                f"{error}: start with PKM_START=trim-horizon and no snapshot, or set PKM_ON_DATA_LOSS=warn"
+            ) from error
+        _log.warning("records of the stream are lost", shard=shard_id, reason=str(error))
+        self._state = self._state.with_shard(shard_id, ShardState("trim-horizon", None, drained=gone))
+        self._choose()
+
+    def _wait_after(self, faults: int, error: TransientError) -> float:
+        attempts = ATTEMPTS if self._answered else FIRST_ATTEMPTS
+        if faults >= attempts:
+            raise UnreachableError(f"{error} ({faults} attempts)") from error
+        return backoff_seconds(faults, self._uniform())
+
+
+class KinesisSource(FixedPartitionedSource[RawRecord | Watermark, Mapping[str, Any]]):
+    """Describes the stream to read; see `input` for what is guaranteed.
+
+    `client` makes the client of a partition when its worker starts; by default from the settings and `AWS_*`.
+    """
+
+    def __init__(self, settings: Settings, *, client: Callable[[], KinesisClient] | None = None) -> None:
+        self._settings = settings
+        self._client = client
+
+    def list_parts(self) -> list[str]:
+        """Name the partitions: `settings.source_partitions` of them, whatever shards the stream has."""
+        return partition_names(self._settings.source_partitions)
+
+    def build_part(
+        self,
+        step_id: str,  # noqa: ARG002 - part of Bytewax's interface
+        for_part: str,
+        resume_state: Mapping[str, Any] | None,
+    ) -> _KinesisPartition:
+        """Build or resume a partition; no call to Kinesis is made yet.
+
+        Raises SnapshotError when the resume state is of another stream or number of partitions.
+        """
+        settings = self._settings
+        names = self.list_parts()
+        position = settings.start_position
+        if resume_state is None:
+            start = datetime.now(UTC) if position == "latest" else position
+            state = PartitionState(settings.stream, len(names), start)
+        else:
+            state = PartitionState.from_snapshot(resume_state, stream=settings.stream, partitions=len(names))
+        return _KinesisPartition(
+            StreamReader(self._client() if self._client else read_client(settings), settings.stream),
+            state,
+            partition=names.index(for_part),
+            pin=position == "latest" and resume_state is None,
+            batch_records=settings.batch_records,
+            until_caught_up=settings.until_caught_up,
+            on_data_loss=settings.on_data_loss,
+        )
+
+
+@operator
+def input(  # noqa: A001 - named as in Bytewax's connectors
+    step_id: str,  # noqa: ARG001 - the decorator reads it
+    flow: Dataflow,
+    *,
+    settings: Settings,
+) -> KinesisOut:
+    """Read `settings.stream` as an input.
+
+    The unit of parallelism is one of `settings.source_partitions` partitions; each reads the shards whose number
+    is its own modulo that number, at most `settings.batch_records` records a read and five reads a second and
+    shard. Records are in order within a shard, also across a split or merge inside a partition. Can support
+    exactly-once processing: a restart goes on after the last record of the snapshot.
+
+    A watermark W of a partition promises that all its records that arrived up to W were emitted in earlier epochs.
+    With `settings.until_caught_up` the input ends when every shard was read to its end once.
+
+    Raises in the running flow: MissingError when the stream does not exist or no longer holds what the snapshot
+    wants next, UnreachableError when Kinesis refuses, or does not answer for several attempts, SnapshotError when
+    the snapshot does not fit the settings.
+    """
+    items = op.input("kinesis", flow, KinesisSource(settings))
+    split = op.branch("split", items, _is_record)
+    return KinesisOut(records=split.trues, watermarks=split.falses)  # type: ignore[arg-type]
+
+
+def _is_record(item: RawRecord | Watermark) -> TypeGuard[RawRecord]:
+    return isinstance(item, RawRecord)
