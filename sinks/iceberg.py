@@ -1,0 +1,171 @@
+"""The Iceberg sink: each epoch of a stream becomes one commit of one table, exactly once.
+
+A table has a single committer partition, which is the unit of parallelism; rows are made where the records are,
+before they are sent to it. At the end of an epoch its rows are written as data files and handed to a thread that
+commits them beside the next epoch; the recovery state names what is not committed yet.
+
+Delivery is exactly once: a commit stores the highest position per shard with the rows. After a restart commits that
+the state names are made first, unless the table has them, and records at or below the table's marker are dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TypeVar
+
+import bytewax.operators as op
+from bytewax.dataflow import Stream, operator
+from bytewax.operators import KeyedStream
+from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
+from pyiceberg.table import Table
+
+from core.records import Document, Failure, Note, WindowAggregate
+from core.settings import Settings
+from sinks.iceberg_catalog import load, load_table, marker
+from sinks.iceberg_commit import CommitQueue, Committer, PendingCommit
+from sinks.iceberg_epoch import Epoch
+from sinks.iceberg_rows import Change
+from sinks.iceberg_tables import TableSpec
+
+__all__ = ["IcebergSink", "TablePartition", "TableState", "output"]
+
+MAX_PENDING_COMMITS = 4
+FLUSH_BYTES = 64 * 1024 * 1024
+
+X = TypeVar("X", bound=Document | Note | WindowAggregate | Failure)
+
+
+@dataclass(frozen=True, slots=True)
+class TableState:
+    """Recovery state of one table: the commits that are written but not made, in order, and the last number given."""
+
+    pending: tuple[PendingCommit, ...]
+    commit_number: int
+
+
+class TablePartition(StatefulSinkPartition[Change, TableState]):
+    """The one committer of a table."""
+
+    def __init__(
+        self,
+        table: Table,
+        spec: TableSpec,
+        *,
+        commit: Callable[[PendingCommit], None],
+        resume_state: TableState | None = None,
+        flush_bytes: int = FLUSH_BYTES,
+        max_pending_commits: int = MAX_PENDING_COMMITS,
+    ) -> None:
+        """Make the commits that `resume_state` names, then start from the table's marker.
+
+        `table` is used for writing and must not be the object that `commit` changes, which runs on a thread.
+        Raises CommitError and FencedError as `Committer.commit` does.
+        """
+        self._spec = spec
+        self._flush_bytes = flush_bytes
+        self._max_pending_commits = max_pending_commits
+        state = resume_state or TableState((), 0)
+        for pending in state.pending:
+            commit(pending)
+        self._table = table.refresh() if state.pending else table
+        newest = marker(self._table)
+        self._marker = newest.advanced((), commit_number=max(newest.commit_number, state.commit_number))
+        self._epoch = self._new_epoch()
+        self._queue = CommitQueue(commit, name=spec.identifier)
+
+    def write_batch(self, values: list[Change]) -> None:
+        """Gather the changes whose records the table does not have yet.
+
+        Raises CommitError when an earlier epoch's commit failed, UnreachableError when rows can't be written.
+        """
+        self._queue.raise_failure()
+        for change in values:
+            # The marker stands still during an epoch: within one, records may arrive in any order.
+            if change.position is None or not self._marker.covers(change.position):
+                self._epoch.add(change)
+
+    def snapshot(self) -> TableState:
+        """Write the epoch's rows and hand them to the commit thread; waits while too many commits are pending.
+
+        Raises CommitError when an earlier epoch's commit failed, UnreachableError when rows can't be written.
+        """
+        self._queue.raise_failure()
+        pending, self._marker = self._epoch.seal(self._marker)
+        self._epoch = self._new_epoch()
+        if pending is not None:
+            self._queue.submit(pending)
+        self._queue.wait(at_most=self._max_pending_commits)
+        return TableState(self._queue.unconfirmed(), self._marker.commit_number)
+
+    def close(self) -> None:
+        """Wait for all pending commits. Raises CommitError when one failed."""
+        try:
+            self._queue.wait()
+        finally:
+            self._queue.close()
+
+    def _new_epoch(self) -> Epoch:
+        return Epoch(self._table, self._spec, flush_bytes=self._flush_bytes)
+
+
+class IcebergSink(FixedPartitionedSink[Change, TableState]):
+    """Writes changes to one Iceberg table; the table must exist (`pkm init`)."""
+
+    def __init__(self, table: TableSpec, *, settings: Settings) -> None:
+        self._spec = table
+        self._settings = settings
+
+    def list_parts(self) -> list[str]:
+        """Name the one partition, after its table."""
+        return [self._spec.identifier]
+
+    def build_part(self, step_id: str, for_part: str, resume_state: TableState | None) -> TablePartition:  # noqa: ARG002
+        """Build the committer.
+
+        Raises MissingError for a table that was not created, UnreachableError when the catalog does not answer,
+        CommitError and FencedError when a commit that the state names can't be made.
+        """
+        catalog = load(self._settings)
+        committer = Committer(load_table(catalog, self._settings, for_part), key_columns=self._spec.key_columns)
+        return TablePartition(
+            load_table(catalog, self._settings, for_part),
+            self._spec,
+            commit=committer.commit,
+            resume_state=resume_state,
+        )
+
+
+@operator
+def output(
+    step_id: str,  # noqa: ARG001 - the decorator reads it
+    up: Stream[X],
+    *,
+    table: TableSpec,
+    settings: Settings,
+) -> None:
+    """Write a stream of records to an Iceberg table.
+
+    Documents go to bronze.notes, failures to bronze.failures, notes to silver.notes and window aggregates to
+    silver.metrics. The table is the unit of parallelism. Exactly once, also after a restart from an old snapshot.
+
+    :arg step_id: Unique Id.
+
+    :arg up: Records of the kind that `table` takes.
+
+    :arg table: One of `sinks.iceberg_tables.TABLES` that a stream fills.
+
+    :arg settings: Catalog, warehouse and processing version.
+
+    """
+    change = table.change
+    if change is None:
+        raise ValueError(f"table {table.identifier} is not filled from a stream")
+
+    def to_changes(items: list[X]) -> list[tuple[str, Change]]:
+        now = datetime.now(UTC)
+        return [(table.identifier, change(item, now, settings.processing_version)) for item in items]
+
+    changes: KeyedStream[Change] = op.flat_map_batch("rows", up, to_changes)
+    op.output("table", changes, IcebergSink(table, settings=settings))

@@ -1,0 +1,211 @@
+"""The Iceberg catalog: loads it from the settings, creates the tables, reads them and their markers."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+import pyarrow as pa  # type: ignore[import-untyped]
+from botocore.exceptions import BotoCoreError, ClientError
+from pyiceberg.catalog import Catalog, load_catalog
+from pyiceberg.exceptions import NoSuchNamespaceError, NoSuchTableError, RESTError, TableAlreadyExistsError
+from pyiceberg.expressions import AlwaysTrue, BooleanExpression
+from pyiceberg.table import Table
+from pyiceberg.table.snapshots import Snapshot
+from sqlalchemy.exc import SQLAlchemyError
+
+from core import aws
+from core.errors import MissingError, UnreachableError
+from core.markers import Marker
+from core.settings import Settings
+from sinks.iceberg_tables import TABLES
+
+__all__ = [
+    "COMMIT_ID_PROPERTY",
+    "MARKER_PROPERTY",
+    "OUTSIDE_FAULTS",
+    "create_tables",
+    "load",
+    "load_table",
+    "look_for",
+    "marker",
+    "row_count",
+    "scan",
+]
+
+NAMESPACES = ("bronze", "silver", "gold")
+
+MARKER_PROPERTY = "pkm.marker"
+"""In a snapshot's summary: `core.markers.Marker` as JSON."""
+COMMIT_ID_PROPERTY = "pkm.commit-id"
+"""In a snapshot's summary: names the commit that made it, so that a lost response can be told from a lost commit."""
+
+TABLE_PROPERTIES = {
+    "write.parquet.compression-codec": "snappy",
+    # pyiceberg's own retries append again without looking whether the first attempt took effect; ours look.
+    "commit.retry.num-retries": "0",
+    "commit.manifest-merge.enabled": "true",
+    "commit.manifest.min-count-to-merge": "50",
+    # One metadata file per commit adds up: an epoch is a few seconds.
+    "write.metadata.previous-versions-max": "20",
+    "write.metadata.delete-after-commit.enabled": "true",
+}
+
+CLIENT_PROPERTIES: dict[str, Any] = {
+    # The default of 10 keeps a user with a wrong endpoint waiting for minutes; the commit loop retries by itself.
+    "glue.max-retries": 3,
+    "s3.connect-timeout": "5",
+    "s3.request-timeout": "30",
+}
+
+OUTSIDE_FAULTS: tuple[type[Exception], ...] = (OSError, BotoCoreError, ClientError, RESTError, SQLAlchemyError)
+"""What the catalogs and the object store raise when they do not answer, or refuse."""
+
+
+def load(settings: Settings) -> Catalog:
+    """Return the catalog that the settings choose: glue, rest or sql.
+
+    Raises UnreachableError when it does not answer; Glue is first asked when it is used.
+    """
+    with _reaching(settings):
+        return load_catalog("pkm", **aws.catalog_properties(settings), **CLIENT_PROPERTIES)
+
+
+def load_table(catalog: Catalog, settings: Settings, identifier: str) -> Table:
+    """Return a table as it is now.
+
+    Raises MissingError when it was not created, UnreachableError when the catalog does not answer.
+    """
+    with _reaching(settings):
+        try:
+            return catalog.load_table(identifier)
+        except (NoSuchTableError, NoSuchNamespaceError) as error:
+            raise MissingError(
+                f"the {settings.catalog} catalog has no table {identifier}: create it with `pkm init`"
+            ) from error
+
+
+def create_tables(settings: Settings) -> list[str]:
+    """Create the namespaces and tables that do not exist yet; gives the identifiers of all tables.
+
+    Safe to repeat and to run twice at the same time; existing tables are left as they are.
+    Raises UnreachableError when catalog or bucket do not answer.
+    """
+    catalog = load(settings)
+    with _reaching(settings):
+        for namespace in NAMESPACES:
+            catalog.create_namespace_if_not_exists(namespace)
+        for spec in TABLES:
+            # Asking first costs less than pyiceberg's way, which writes metadata and throws it away.
+            if catalog.table_exists(spec.identifier):
+                continue
+            # The other writer's table is as good as ours.
+            with contextlib.suppress(TableAlreadyExistsError):
+                catalog.create_table(
+                    spec.identifier,
+                    spec.schema,
+                    partition_spec=spec.partition_spec,
+                    properties=TABLE_PROPERTIES,
+                )
+    return [spec.identifier for spec in TABLES]
+
+
+def scan(
+    settings: Settings,
+    identifier: str,
+    *,
+    columns: Sequence[str] | None = None,
+    row_filter: BooleanExpression | str | None = None,
+) -> pa.Table:
+    """Read the rows of a table's newest snapshot into memory, in no particular order.
+
+    Raises MissingError for a table that was not created, UnreachableError when catalog or bucket do not answer.
+    """
+    table = load_table(load(settings), settings, identifier)
+    with _reaching(settings):
+        return table.scan(
+            row_filter=AlwaysTrue() if row_filter is None else row_filter,
+            selected_fields=tuple(columns) if columns is not None else ("*",),
+        ).to_arrow()
+
+
+def row_count(settings: Settings, identifier: str) -> int:
+    """Count the rows of a table's newest snapshot, from its summary where that is exact.
+
+    Raises MissingError for a table that was not created, UnreachableError when catalog or bucket do not answer.
+    """
+    table = load_table(load(settings), settings, identifier)
+    snapshot = table.current_snapshot()
+    if snapshot is None:
+        return 0
+    total = _summary_value(snapshot, "total-records")
+    if total is not None and _summary_value(snapshot, "total-delete-files") in (None, "0"):
+        return int(total)
+    with _reaching(settings):
+        return table.scan().count()
+
+
+def marker(table: Table) -> Marker:
+    """Return the newest marker in the history of the table's current snapshot; an empty one where there is none.
+
+    Snapshots of other writers (compaction, a person's hand) carry no marker and are passed over.
+    """
+    for snapshot in _ancestors(table):
+        value = _summary_value(snapshot, MARKER_PROPERTY)
+        if value is not None:
+            return Marker.from_json(value)
+    return Marker()
+
+
+def look_for(table: Table, commit_id: str, *, number: int) -> tuple[Marker, bool]:
+    """Return the table's marker, and whether the commit with this id and number is in its history.
+
+    Commits are numbered upwards, so the walk ends at the first one with a lower number.
+    """
+    newest: Marker | None = None
+    for snapshot in _ancestors(table):
+        value = _summary_value(snapshot, MARKER_PROPERTY)
+        if value is None:
+            continue
+        found = Marker.from_json(value)
+        newest = newest or found
+        if _summary_value(snapshot, COMMIT_ID_PROPERTY) == commit_id:
+            return newest, True
+        if found.commit_number < number:
+            break
+    return newest or Marker(), False
+
+
+def _ancestors(table: Table) -> Iterator[Snapshot]:
+    # Newest first, as far as they have not expired.
+    snapshots = {snapshot.snapshot_id: snapshot for snapshot in table.metadata.snapshots}
+    snapshot_id = table.metadata.current_snapshot_id
+    while snapshot_id is not None and (snapshot := snapshots.get(snapshot_id)) is not None:
+        yield snapshot
+        snapshot_id = snapshot.parent_snapshot_id
+
+
+def _summary_value(snapshot: Snapshot, name: str) -> str | None:
+    return cast("str | None", snapshot.summary[name]) if snapshot.summary is not None else None
+
+
+@contextlib.contextmanager
+def _reaching(settings: Settings) -> Iterator[None]:
+    """Turn faults of catalog and object store into an error that names both."""
+    try:
+        yield
+    except OUTSIDE_FAULTS as error:
+        raise UnreachableError(
+            f"the {settings.catalog} catalog at {_catalog_address(settings)} or its warehouse"
+            f" {settings.warehouse_uri} can't be used: {' '.join(str(error).split())}"
+        ) from error
+
+
+def _catalog_address(settings: Settings) -> str:
+    if settings.catalog == "glue":
+        return aws.endpoint("glue") or f"AWS {aws.region(settings)}"
+    parts = urlsplit(settings.catalog_uri or "")
+    # Without user and password, which do not belong in a message.
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()

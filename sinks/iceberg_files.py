@@ -1,0 +1,155 @@
+"""Parquet data files of the Iceberg tables: writes rows into them, and rewrites them without some of their rows.
+
+A data file is written once and never changed; it becomes part of a table only by a commit that names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, Literal
+
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.compute as pc  # type: ignore[import-untyped]
+import tenacity
+from pyiceberg.expressions import AlwaysTrue
+from pyiceberg.io.pyarrow import ArrowScan, _dataframe_to_data_files
+from pyiceberg.manifest import DATA_FILE_TYPE, DataFile, DataFileContent, FileFormat
+from pyiceberg.schema import Schema
+from pyiceberg.table import FileScanTask, Table
+from pyiceberg.typedef import Record
+
+from core.errors import UnreachableError
+from sinks.iceberg_rows import Key, Row
+
+__all__ = ["KeyIndex", "StoredFile", "restore_file", "store_file", "without_keys", "write_rows", "write_table"]
+
+StoredFile = dict[str, Any]
+"""A data file's entry as plain values, so that a recovery snapshot outlives a new version of pyiceberg."""
+
+WRITE_ATTEMPTS = 6
+WRITE_SECONDS = 60.0
+# Between the parts of a key that is made of several columns; no text of ours has the unit separator.
+KEY_SEPARATOR = "\x1f"
+_FORMAT_VERSION: Literal[2] = 2
+
+
+def write_rows(table: Table, rows: Sequence[Row]) -> list[DataFile]:
+    """Write rows into new data files of the table, one per partition and target size.
+
+    Raises UnreachableError when the object store does not take them after all retries.
+    """
+    schema = table.schema().as_arrow()
+    try:
+        data = pa.Table.from_pylist(list(rows), schema=schema)
+    except UnicodeEncodeError:
+        # A lone surrogate has no UTF-8 form; a document must not stop the flow for it.
+        data = pa.Table.from_pylist([_encodable(row) for row in rows], schema=schema)
+    return write_table(table, data)
+
+
+def write_table(table: Table, data: pa.Table) -> list[DataFile]:
+    """Write an Arrow table into new data files; none for no rows. Raises like `write_rows`."""
+    if data.num_rows == 0:
+        return []
+    try:
+        for attempt in tenacity.Retrying(
+            stop=tenacity.stop_after_attempt(WRITE_ATTEMPTS) | tenacity.stop_after_delay(WRITE_SECONDS),
+            wait=tenacity.wait_random_exponential(multiplier=0.2, max=10),
+            retry=tenacity.retry_if_exception_type(OSError),
+            reraise=True,
+        ):
+            with attempt:
+                return list(_dataframe_to_data_files(table.metadata, data, table.io))
+    except OSError as error:
+        raise UnreachableError(
+            f"a data file of {'.'.join(table.name())} can't be written to {table.location()}: {error}"
+        ) from error
+    raise AssertionError("tenacity either returns or raises")
+
+
+def without_keys(table: Table, files: Iterable[DataFile], columns: Sequence[str], keys: Collection[Key]) -> pa.Table:
+    """Read the rows of data files whose key is none of `keys`, with all columns."""
+    data = _read(table, [FileScanTask(file) for file in files], table.schema())
+    gone = pc.is_in(_key_array(data, columns), value_set=_keys_as_array(table, columns, keys))
+    return data.filter(pc.invert(gone))
+
+
+class KeyIndex:
+    """Knows which data files of a table hold which keys.
+
+    Keys are random, so that the bounds in a table's metadata exclude no file: without the index each commit would
+    read the key columns of the whole table. Data files never change, so each one's are read once and kept in memory
+    (about 40 bytes a row). Not safe to share between threads.
+    """
+
+    def __init__(self, columns: Sequence[str]) -> None:
+        self._columns = tuple(columns)
+        self._arrays: dict[str, pa.Array] = {}
+
+    def holding(self, table: Table, keys: Collection[Key]) -> list[DataFile]:
+        """Give the live data files that hold any of the keys."""
+        tasks = {task.file.file_path: task for task in table.scan(selected_fields=self._columns).plan_files()}
+        self._arrays = {path: array for path, array in self._arrays.items() if path in tasks}
+        wanted = _keys_as_array(table, self._columns, keys)
+        found = []
+        for path, task in tasks.items():
+            if path not in self._arrays:
+                self._arrays[path] = _key_array(
+                    _read(table, [task], table.schema().select(*self._columns)), self._columns
+                )
+            if pc.any(pc.is_in(self._arrays[path], value_set=wanted)).as_py():
+                found.append(task.file)
+        return found
+
+
+def store_file(file: DataFile) -> StoredFile:
+    """Take a data file's entry apart into plain values."""
+    values = dict(zip([field.name for field in DATA_FILE_TYPE[_FORMAT_VERSION].fields], file._data, strict=True))
+    return {
+        **values,
+        "content": file.content.value,
+        "file_format": file.file_format.value,
+        "partition": list(file.partition._data),
+    }
+
+
+def restore_file(stored: StoredFile) -> DataFile:
+    """Put a data file's entry together again."""
+    return DataFile.from_args(
+        _table_format_version=_FORMAT_VERSION,
+        **{
+            **stored,
+            "content": DataFileContent(stored["content"]),
+            "file_format": FileFormat(stored["file_format"]),
+            "partition": Record(*stored["partition"]),
+        },
+    )
+
+
+def _read(table: Table, tasks: Sequence[FileScanTask], schema: Schema) -> pa.Table:
+    return ArrowScan(
+        table_metadata=table.metadata, io=table.io, projected_schema=schema, row_filter=AlwaysTrue()
+    ).to_table(tasks)
+
+
+def _keys_as_array(table: Table, columns: Sequence[str], keys: Collection[Key]) -> pa.Array:
+    rows = [_encodable(dict(zip(columns, key, strict=True))) for key in keys]
+    return _key_array(pa.Table.from_pylist(rows, schema=table.schema().select(*columns).as_arrow()), columns)
+
+
+def _key_array(data: pa.Table, columns: Sequence[str]) -> pa.Array:
+    """Make one string of each row's key."""
+    parts = [pc.cast(data.column(name).combine_chunks(), pa.large_string()) for name in columns]
+    if len(parts) == 1:
+        return parts[0]
+    return pc.binary_join_element_wise(*parts, pa.scalar(KEY_SEPARATOR, pa.large_string()))
+
+
+def _encodable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, dict):
+        return {name: _encodable(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_encodable(item) for item in value)
+    return value
