@@ -52,15 +52,15 @@ clean: ## remove .venv and caches
 # The stamp is made last, so that a broken set-up is begun again.
 $(VENV)/.complete: requirements.lock pyproject.toml | $(BIN)/python
 	@echo "installing $$(grep -c '==' requirements.lock) packages into $(VENV) (a minute or two, about 2 GB)"
-	@$(PIP) install --quiet --requirement requirements.lock
-	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@$(PIP) install -qq --requirement requirements.lock
+	@$(PIP) install -qq --no-deps --no-build-isolation --editable .
 	@touch $@
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' || { \
 		echo "$(PYTHON) is not Python 3.11 or 3.12 (bytewax has wheels for no other): make PYTHON=python3.11 ..." >&2; \
 		exit 1; }
-	@if $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null; then $(PYTHON) -m venv $(VENV); else \
-		tools=$$(mktemp -d) && trap 'rm -rf "$$tools"' EXIT && \
-		$(PYTHON) -m pip --disable-pip-version-check install --quiet --target "$$tools" '$(VIRTUALENV)' && \
-		PYTHONPATH="$$tools" $(PYTHON) -m virtualenv --quiet $(VENV); fi
+	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || { \
+		rm -rf $(VENV) && tools=$$(mktemp -d) && trap 'rm -rf "$$tools"' EXIT && \
+		$(PYTHON) -m pip --disable-pip-version-check install -qq --target "$$tools" '$(VIRTUALENV)' && \
+		PYTHONPATH="$$tools" $(PYTHON) -m virtualenv --quiet $(VENV); }
