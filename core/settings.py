@@ -6,11 +6,14 @@ AWS credentials, region and endpoints keep their usual `AWS_*` names; `core.aws`
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
 
+from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -19,6 +22,7 @@ from core.errors import SettingsError
 __all__ = ["Settings", "StartPosition", "load_settings", "parse_start"]
 
 PREFIX = "PKM_"
+ENV_FILE = ".env"
 StartPosition = Literal["trim-horizon", "latest"] | datetime
 
 
@@ -26,7 +30,7 @@ class Settings(BaseSettings):
     """All settings of the product, each with a working default. Environment first, then `.env`."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True
+        env_prefix=PREFIX, env_file=ENV_FILE, extra="ignore", frozen=True, env_ignore_empty=True
     )
 
     stream: str = Field("pkm-ingestion", description="Kinesis stream")
@@ -60,7 +64,7 @@ class Settings(BaseSettings):
         None, description="CPU threads per process; default all cores"
     )
 
-    window_minutes: Annotated[int, Field(ge=1)] = Field(5, description="length of the tumbling windows")
+    window_seconds: Annotated[int, Field(ge=1)] = Field(300, description="length of the tumbling windows")
     lateness_seconds: Annotated[int, Field(ge=0)] = Field(60, description="how long a window waits for late events")
     dedupe_hours: Annotated[int, Field(ge=1)] = Field(24, description="how long event ids are remembered")
 
@@ -110,6 +114,21 @@ class Settings(BaseSettings):
         """Length of an epoch: the unit of commit."""
         return timedelta(seconds=self.snapshot_seconds)
 
+    @property
+    def window_length(self) -> timedelta:
+        """Length of the tumbling windows."""
+        return timedelta(seconds=self.window_seconds)
+
+    @property
+    def lateness(self) -> timedelta:
+        """How long a window waits for late events."""
+        return timedelta(seconds=self.lateness_seconds)
+
+    @property
+    def dedupe_retention(self) -> timedelta:
+        """How long event ids are remembered."""
+        return timedelta(hours=self.dedupe_hours)
+
 
 def parse_start(text: str) -> StartPosition:
     """Read `trim-horizon`, `latest` or `timestamp:ISO8601` (UTC unless it has an offset).
@@ -132,13 +151,13 @@ def parse_start(text: str) -> StartPosition:
 
 @lru_cache(maxsize=1)
 def load_settings() -> Settings:
-    """Read and check the settings once per process.
+    """Read and check the settings once per process: the environment first, then `.env` in the working directory.
 
     Raises SettingsError that names every unknown or unusable setting in one line.
     """
-    known = {PREFIX + name.upper() for name in Settings.model_fields}
-    unknown = sorted(name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known)
-    problems = [f"{name} is not a setting" for name in unknown]
+    problems = _unknown(os.environ, "")
+    if Path(ENV_FILE).is_file():
+        problems += _unknown(dotenv_values(ENV_FILE, interpolate=False), f" (in {ENV_FILE})")
     try:
         settings = Settings()
     except ValidationError as error:
@@ -150,3 +169,15 @@ def load_settings() -> Settings:
     if problems or settings is None:
         raise SettingsError("; ".join(problems) + "; docs/settings.md lists all")
     return settings
+
+
+def _unknown(names: Iterable[str], place: str) -> list[str]:
+    """Say what is wrong with each of `names` that has our prefix and is no setting; others are not our business."""
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    problems = []
+    for name in sorted(names):
+        if name.upper().startswith(PREFIX) and name.upper() not in known:
+            nearest = get_close_matches(name.upper(), known, n=1)
+            meant = f", did you mean {nearest[0]}?" if nearest else ""
+            problems.append(f"{name}{place} is not a setting{meant}")
+    return problems

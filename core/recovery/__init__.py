@@ -1,0 +1,16 @@
+"""Keeps a flow's recovery state on S3: restored before bytewax starts, copied beside it while it runs."""
+
+from core.recovery.attach import RecoverySession, RestoredSnapshot, attach_to_bytewax_run, restore, session
+from core.recovery.manifest import Manifest, Snapshot
+from core.recovery.store import SnapshotStore
+
+__all__ = [
+    "Manifest",
+    "RecoverySession",
+    "RestoredSnapshot",
+    "Snapshot",
+    "SnapshotStore",
+    "attach_to_bytewax_run",
+    "restore",
+    "session",
+]

@@ -1,0 +1,202 @@
+"""Puts recovery snapshots around a flow: restores before bytewax opens its recovery store, then starts the copier.
+
+`session` is for our own runner, `attach_to_bytewax_run` for a flow that plain `python -m bytewax.run` executes.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from core.errors import FencedError, PkmError, SnapshotError
+from core.recovery import directory as folder
+from core.recovery.manifest import Snapshot
+from core.recovery.process import CLOSE_SECONDS, FENCED, PUBLISHED, CopierProcess
+from core.recovery.store import SnapshotStore
+from core.settings import Settings
+from core.telemetry import get_logger
+
+__all__ = ["RecoverySession", "RestoredSnapshot", "attach_to_bytewax_run", "restore", "session"]
+
+LOCK_SECONDS = 30.0
+
+_log = get_logger(__name__)
+_attached: list[RecoverySession] = []
+
+
+@dataclass(frozen=True, slots=True)
+class RestoredSnapshot:
+    """A recovery directory that is ready for bytewax: `snapshot` is what is in it, None for an empty store.
+
+    `execution` is the number under which the flow may publish. The directory is locked until `lock` is released or
+    this process ends.
+    """
+
+    directory: Path
+    execution: int
+    snapshot: Snapshot | None
+    lock: folder.DirectoryLock
+
+
+def restore(settings: Settings, *, flow: str, directory: Path, process_id: int = 0) -> RestoredSnapshot | None:
+    """Claim `flow` for a new execution and put its newest snapshot, or an empty store, into `directory`.
+
+    What `directory` held before is removed: S3 is the truth. Manifest and snapshot are verified before SQLite sees
+    them. Processes other than 0 of a cluster claim nothing and get an empty directory (unless it is the very one that
+    a live process 0 uses); for them it returns None.
+
+    Raises SnapshotError when the snapshot is missing, damaged, forged or of another stream, or when a live process
+    keeps using the directory; MissingError without a bucket; UnreachableError without S3.
+    """
+    directory = directory.absolute()
+    folder.make_private(directory)
+    lock = folder.DirectoryLock(directory)
+    if process_id != 0:
+        if lock.acquire(seconds=0):
+            folder.clear(directory)
+        lock.release()
+        return None
+    store = SnapshotStore(settings, flow=flow)
+    # Claimed before anything is removed: an older execution that still uses the directory is told to stop by that.
+    manifest = store.claim()
+    snapshot = manifest.newest
+    content = store.content(snapshot) if snapshot else None
+    if not lock.acquire(seconds=LOCK_SECONDS):
+        lock.release()
+        raise SnapshotError(
+            f"another process still uses the recovery directory {directory}: stop it, or set PKM_RECOVERY_DIR"
+        )
+    folder.place(directory, content)
+    return RestoredSnapshot(directory, manifest.execution, snapshot, lock)
+
+
+class RecoverySession:
+    """A restored recovery directory with the copier that keeps it on S3; made by `session`.
+
+    `directory` is what bytewax's RecoveryConfig gets, `restored` what is in it (None in processes other than 0).
+    """
+
+    def __init__(self, settings: Settings, *, flow: str, directory: Path, process_id: int = 0) -> None:
+        self.directory = directory.absolute()
+        self.restored = restore(settings, flow=flow, directory=self.directory, process_id=process_id)
+        self._flow = flow
+        self._copier: CopierProcess | None = None
+        if not folder.in_memory(self.directory):
+            _log.warning("recovery directory is on a disk, not in memory", directory=str(self.directory))
+        if self.restored:
+            _log.info(
+                "recovery state restored" if self.restored.snapshot else "no recovery snapshot; starting afresh",
+                flow=flow,
+                execution=self.restored.execution,
+                snapshot=self.restored.snapshot.id if self.restored.snapshot else None,
+            )
+            self._copier = CopierProcess(
+                settings, flow=flow, directory=self.directory, execution=self.restored.execution
+            )
+
+    def close(self) -> None:
+        """Have the last copy published, and end the copier; safe to repeat.
+
+        Raises FencedError when a newer execution has taken over, SnapshotError when the last copy could not be
+        published: nothing is lost then, the next start repeats what came after the newest snapshot.
+        """
+        running, self._copier = self._copier, None
+        if running is None or self.restored is None:
+            return
+        code = running.stop(seconds=CLOSE_SECONDS)
+        self.restored.lock.release()
+        if code == FENCED:
+            raise FencedError(
+                f"execution {self.restored.execution} of flow {self._flow} was superseded by a newer one, and stopped"
+            )
+        if code != PUBLISHED:
+            raise SnapshotError(
+                f"the last recovery snapshot of flow {self._flow} could not be published (copier ended with {code}): "
+                f"the next start repeats what came after the newest one; see the log above"
+            )
+
+
+@contextlib.contextmanager
+def session(settings: Settings, *, flow: str, directory: Path, process_id: int = 0) -> Iterator[RecoverySession]:
+    """Restore `flow` into `directory`, copy it to S3 while the block runs, and publish the last copy at its end.
+
+    Processes other than 0 of a cluster get an empty folder of their own beneath `directory`. Pass the session's
+    `directory` to bytewax's RecoveryConfig. When all went well, the state in memory is removed at the end.
+
+    Raises what `restore` and `RecoverySession.close` raise; an exception of the block itself goes first, unless the
+    block was ended because a newer execution has taken over.
+    """
+    own = directory if process_id == 0 else directory / f"process-{process_id}"
+    running = RecoverySession(settings, flow=flow, directory=own, process_id=process_id)
+    try:
+        yield running
+    except BaseException:  # also when stopped: the state up to here is worth a copy
+        try:
+            running.close()
+        except SnapshotError as error:
+            _log.error("recovery", error=str(error))
+        raise
+    running.close()
+    folder.clear(running.directory)
+
+
+def attach_to_bytewax_run(settings: Settings, *, flow: str) -> None:
+    """Give a flow that `python -m bytewax.run -r DIR` executes its snapshots on S3; a flow factory calls this.
+
+    bytewax opens DIR only after the factory returned, so state is restored into it first. The last copy is published
+    when the interpreter ends. SIGTERM then ends the flow like Ctrl-C, so that its sources and sinks are closed.
+
+    Does nothing in any other program, such as `bytewax.visualize` or a test, or without a recovery directory.
+
+    Raises what `restore` raises.
+    """
+    specification = getattr(sys.modules["__main__"], "__spec__", None)
+    if specification is None or specification.name != "bytewax.run" or _attached:
+        return
+    # bytewax's own reading of arguments and environment; it has succeeded once already, and reads nothing else but
+    # the file of addresses.
+    from bytewax.run import _parse_args
+
+    options = _parse_args()  # type: ignore[no-untyped-call]
+    if options.recovery_directory is None:
+        return
+    _stop_on_sigterm()
+    running = RecoverySession(
+        settings, flow=flow, directory=Path(options.recovery_directory), process_id=options.process_id or 0
+    )
+    _attached.append(running)
+    owner = os.getpid()
+
+    def close() -> None:
+        if os.getpid() != owner:  # a forked child ends; the flow does not
+            return
+        try:
+            running.close()
+        except PkmError as error:
+            # The exit code can't be changed any more, and the next start repairs what is missing.
+            _log.error("recovery", error=str(error))
+
+    atexit.register(close)
+
+
+def _stop_on_sigterm() -> None:
+    if threading.current_thread() is not threading.main_thread():
+        return
+    owner = os.getpid()
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        if os.getpid() != owner:  # a forked child keeps the usual meaning
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)

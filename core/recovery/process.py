@@ -1,0 +1,100 @@
+"""Starts the copier beside a flow, keeps it running, and ends it; and what both agree on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import sysconfig
+import threading
+from pathlib import Path
+
+from core.settings import Settings
+from core.telemetry import get_logger
+
+__all__ = ["CLOSE_SECONDS", "FENCED", "LAST_COPY_SECONDS", "PUBLISHED", "UNPUBLISHED", "CopierProcess"]
+
+PUBLISHED, UNPUBLISHED, FENCED = 0, 1, 3
+"""Exit codes: the last copy is on S3; it could not be put there; a newer execution has taken over."""
+
+LAST_COPY_SECONDS = 45.0
+# The copier gives up by itself first, with the reason.
+CLOSE_SECONDS = LAST_COPY_SECONDS + 15.0
+RESTART_SECONDS = 1.0
+COPIER = "core.recovery.copier"
+
+_log = get_logger(__name__)
+
+
+class CopierProcess:
+    """The running copier; started again when it dies, because a flow without snapshots would go unnoticed."""
+
+    def __init__(self, settings: Settings, *, flow: str, directory: Path, execution: int) -> None:
+        self._command = [
+            # -P: the working directory may hold another package called core.
+            *(sys.executable, "-P", "-m", COPIER),
+            *("--directory", str(directory), "--flow", flow),
+            *("--execution", str(execution), "--parent", str(os.getpid())),
+        ]
+        self._environment = _environment(settings)
+        self._stopping = threading.Event()
+        self._starting = threading.Lock()
+        self._process = self._start()
+        threading.Thread(target=self._watch, name="recovery-copier", daemon=True).start()
+
+    def stop(self, *, seconds: float) -> int:
+        """Ask for the last copy and wait up to `seconds` for it; returns the exit code."""
+        with self._starting:
+            self._stopping.set()
+            if self._process.poll() not in {None, FENCED}:
+                self._process = self._start()  # it died a moment ago, and the last copy is still to be made
+        with contextlib.suppress(OSError), self._process.stdin or contextlib.nullcontext():
+            # Written, not only closed: a child that the flow forked may hold the pipe open.
+            if self._process.stdin:
+                self._process.stdin.write(b"end\n")
+        try:
+            return self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(self._command, env=self._environment, stdin=subprocess.PIPE)
+
+    def _watch(self) -> None:
+        while True:
+            process = self._process
+            code = process.wait()
+            if self._stopping.is_set() or code == FENCED:
+                return
+            _log.error("recovery copier ended; starting it again", exit_code=code)
+            if process.stdin:
+                process.stdin.close()
+            self._stopping.wait(RESTART_SECONDS)
+            with self._starting:
+                if self._stopping.is_set():
+                    return
+                self._process = self._start()
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    """The copier's environment: ours, with the settings it needs as they are here, wherever they came from."""
+    environment = {
+        **os.environ,
+        "PKM_BUCKET": settings.bucket,
+        "PKM_STREAM": settings.stream,
+        "PKM_REGION": settings.region,
+        "PKM_SNAPSHOT_SECONDS": str(settings.snapshot_seconds),
+        "PKM_SNAPSHOT_RETENTION": str(settings.snapshot_retention),
+        "PKM_LOG_FORMAT": settings.log_format,
+        "PKM_LOG_LEVEL": settings.log_level,
+    }
+    if settings.snapshot_key:
+        environment["PKM_SNAPSHOT_KEY"] = settings.snapshot_key.get_secret_value()
+    root = Path(__file__).parents[2]
+    if root != Path(sysconfig.get_path("purelib")):
+        # bytewax.run finds our packages by the flow's path; the copier has none.
+        paths = [str(root), *filter(None, [environment.get("PYTHONPATH")])]
+        environment["PYTHONPATH"] = os.pathsep.join(paths)
+    return environment
