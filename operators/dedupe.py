@@ -94,7 +94,8 @@ def unique(
     a newer version; the two can't be told apart). Deletions have ids of their own and follow the same rule.
 
     Ids are remembered for `retention` after they arrived, measured by the newest arrival in the same bucket, so
-    memory is bounded by the events of that time (about 150 bytes each) and a replay decides as the first run did.
+    memory is bounded by the events of that time (a note with one version takes about 450 bytes, 60 in a snapshot) and
+    a replay decides as the first run did.
 
     Order: versions of a note stay in order, since all of a note is in one of 4,096 buckets, the unit of
     parallelism. State is part of the recovery snapshot.

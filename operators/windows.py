@@ -207,8 +207,9 @@ def tumbling(
     the provisional one. A document whose window is closed becomes a `Failure`; it is never counted twice or lost
     without a trace. Deletions count as events, not as documents; revived events were counted when they were new.
 
-    Guarantee: a watermark speaks of whole epochs, so the closed windows are the same for every split into batches,
-    order within an epoch, number of workers and restart. State: the open windows; one key, hence one worker, but
+    Guarantee: a watermark speaks of earlier epochs, so the closed windows are the same for every split into batches,
+    order within an epoch, number of workers and restart, as long as no document breaks a promise that is made in
+    its own epoch. State: the open windows; one key, hence one worker, but
     micro-batches are aggregated where they are and only partial aggregates travel.
     """
     partials = op.flat_map_batch("aggregate", documents, partial(_aggregate, length))
