@@ -26,6 +26,7 @@ from torch import Tensor
 from core.errors import ModelError
 from core.records import Entity
 from models.entity.loading import OWN_FOLDER, base_tokenizer, device, first_line, is_own, load_own, unbounded
+from models.registry import locate
 
 __all__ = ["EMBEDDED", "Tagger", "TokenClassifier", "Window", "load_tagger", "windows"]
 
@@ -272,25 +273,27 @@ class _HuggingFace:
 
 
 def load_tagger(name: str, *, threads: int | None) -> Tagger:
-    """Load `embedded`, or a folder or hub name of a token classifier (safetensors only, no remote code).
+    """Load `embedded`, or what `models.registry.locate` finds: a token classifier, safetensors only, no remote code.
 
     `threads` sets torch's threads of the whole process. Raises ModelError when the model can't be found or used.
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    folder = OWN_FOLDER if name == EMBEDDED else Path(name)
-    if name == EMBEDDED or is_own(folder):
-        return Tagger(load_own(folder), base_tokenizer())
-    return _load_hugging_face(name)
+    if name == EMBEDDED:
+        return Tagger(load_own(OWN_FOLDER), base_tokenizer())
+    located = locate(name)
+    if is_own(Path(located)):
+        return Tagger(load_own(Path(located)), base_tokenizer())
+    return _load_hugging_face(name, located)
 
 
-def _load_hugging_face(name: str) -> Tagger:
+def _load_hugging_face(name: str, located: str) -> Tagger:
     from transformers import AutoModelForTokenClassification, AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(located, trust_remote_code=False)
         model, report = AutoModelForTokenClassification.from_pretrained(
-            name, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
+            located, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in {"", "0"} else ""
