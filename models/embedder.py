@@ -1,4 +1,4 @@
-"""Turns texts into vectors with a sentence-transformers model, at a speed that does not depend on how texts are mixed."""
+"""Turns texts into vectors with a sentence-transformers model, in forward passes of texts of nearly one length."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GPU_TOKENS = 65_536
 # Texts share a forward pass when the shortest has at least this part of the longest's tokens: short phrases are
 # then in groups of equal length, where padding would cost half of the time, and chunks still fill a pass.
 LEAST_FILL = 0.9
-# Texts are tokenised this many characters at a time to learn their length, so that memory stays bounded.
+# So many texts are tokenised at a time to learn their lengths, so that memory stays bounded.
 TOKENISED_TEXTS = 4_096
 
 _loading = threading.Lock()
@@ -108,7 +108,7 @@ def _load(name: str, threads: int | None) -> Embedder:
     location = registry.locate(name)
     try:
         return Embedder(location, threads=threads)
-    except Exception as error:  # noqa: BLE001 - loaders raise anything; the user wants the one line that matters
+    except Exception as error:  # loaders raise anything; the user wants the one line that matters
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
             f'embedding model "{name}" can\'t be loaded: {reason} '
@@ -122,7 +122,7 @@ def well_formed(text: str) -> str:
 
 
 def _groups(lengths: Sequence[int], pass_tokens: int) -> Iterator[list[int]]:
-    # Indexes of texts that share a forward pass: nearly equal length, together no more than `pass_tokens` with padding.
+    # Indexes of texts that share a forward pass: of nearly one length, padded no more than `pass_tokens` together.
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     group: list[int] = []
     for index in order:

@@ -73,7 +73,7 @@ def locate(name: str) -> str:
     if name.startswith("s3://"):
         return _fetch(name.rstrip("/"))
     folder = _package_folder(name) or Path(name).expanduser()
-    if folder.is_dir():
+    if name and folder.is_dir():
         return _with_weights(folder, name)
     if _HUB_NAME.fullmatch(name):
         return name
@@ -114,5 +114,7 @@ def _fetch(uri: str) -> str:
     except BaseError as error:
         raise ModelError(f'model "{uri}" can\'t be read from S3: {str(error).splitlines()[0]}') from error
     except OSError as error:
-        raise ModelError(f'model "{uri}" can\'t be kept in {MEMORY}: {error.strerror}; give it more memory') from error
+        raise ModelError(
+            f'model "{uri}" can\'t be kept in {MEMORY}: {error.strerror}; give it more memory'
+        ) from error
     return _with_weights(folder, uri)

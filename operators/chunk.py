@@ -26,7 +26,7 @@ TOKENISED_CHUNKS = 1_024
 
 # From the best place to break to the worst; each match ends where the next chunk may begin.
 _PARAGRAPH = re.compile(r"\n[^\S\n]*\n\s*")
-_SENTENCE = re.compile(r"\n\s*|[.!?…][\"'”’)\]]*\s+|[。！？]\s*")
+_SENTENCE = re.compile(r"\n\s*|[.!?…][\"'\u201d\u2019)\]]*\s+|[。\uff01\uff1f]\s*")
 _SPACE = re.compile(r"\s+")
 _BREAKS = (_PARAGRAPH, _SENTENCE, _SPACE)
 
@@ -35,7 +35,7 @@ _Offsets = npt.NDArray[np.int64]
 
 @operator
 def chunks(
-    step_id: str,
+    step_id: str,  # noqa: ARG001 - bytewax reads it
     documents: Stream[Document],
     *,
     embedding_model: str | None,
@@ -97,10 +97,8 @@ def _token_starts(text: str, tokenizer: Tokenizer) -> _Offsets:
     return np.maximum.accumulate(np.concatenate(parts))
 
 
-def _plan(
-    text: str, token_starts: _Offsets, max_tokens: int, overlap_tokens: int
-) -> Iterator[tuple[int, int]]:
-    # Ranges of chunks by the tokens of the whole text; a cut inside a word may still change how its rest is tokenised.
+def _plan(text: str, token_starts: _Offsets, max_tokens: int, overlap_tokens: int) -> Iterator[tuple[int, int]]:
+    # Ranges of chunks by the tokens of the whole text; a cut inside a word may yet change how its rest is tokenised.
     start, covered = _skip_space(text, 0), 0
     while start < len(text):
         first_token = int(np.searchsorted(token_starts, start))

@@ -16,11 +16,17 @@ __all__ = ["embed", "embeddings"]
 
 
 @operator
-def embeddings(step_id: str, notes: Stream[Note], *, model: str | None, threads: int | None) -> Stream[Note]:
+def embeddings(
+    step_id: str,  # noqa: ARG001 - bytewax reads it
+    notes: Stream[Note],
+    *,
+    model: str | None,
+    threads: int | None,
+) -> Stream[Note]:
     """Give every note the vectors of its chunks, computed over all chunks of a batch together.
 
-    Keeps the order, holds nothing back. Notes without chunks pass as they are, and so do all when `model` is None. The
-    model is loaded when the first chunk arrives; raises ModelError then if it can't be.
+    Keeps the order, holds nothing back. Notes without chunks pass as they are, and so do all when `model` is None.
+    The model is loaded when the first chunk arrives; raises ModelError then if it can't be.
     """
 
     def embed_batch(batch: list[Note]) -> list[Note]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
-
-from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS  # type: ignore[import-untyped]
+from functools import lru_cache
 
 __all__ = ["candidates"]
 
@@ -15,15 +14,14 @@ READ_CHARACTERS = 200_000
 MOST_WORDS = 3
 LONGEST_WORD = 25
 
-_ADDRESS = re.compile(r"\b[a-z][a-z0-9+.-]{1,15}://\S+|\bwww\.\S+", re.IGNORECASE)
-# A terminal prompt, an import or an assignment begins a line of a program, not of prose.
+# A terminal prompt, an import, a definition or an assignment begins a line of a program, not of prose.
 _PROGRAM_LINE = re.compile(
-    r"\s*(>>>|\.\.\. |[$%#] |#!|import \w|from [\w.]+ import\b|(def|class) \w+\s*[(:]|[\w.\[\]]+ ?= )"
+    r"\s*(>>>|\.\.\. |[$%] |#!|import [\w.]+( as \w+)?\s*$|from [\w.]+ import\b|(def|class) \w+\s*[(:]|[\w.\[\]]+ ?= )"
 )
 # What stands around a word in prose, or parts it from the next; any other sign makes it code.
-_OPENING = "([{<\"'“‘«*_`"
-_CLOSING = ")]}>\"'”’»*_`.,;:!?…"
-_APART = re.compile(r"(?:[—–/|]|--|[,;:](?=\D))")
+_OPENING = "([{<\"'\u201c\u2018«*_`"
+_CLOSING = ")]}>\"'\u201d\u2019»*_`.,;:!?…"
+_APART = re.compile(r"[\u2013\u2014/|]|(?<=\w)--(?=\w)|[,;:](?=\D)")
 # Letters, joined by hyphens, with a short number at the end at most: peer-to-peer, utf-8, python3; and c++, c#.
 _WORD = re.compile(r"[^\W\d_]{2,}(?:-[^\W\d_]+)*(?:-?\d{1,3})?|[^\W\d_](?:\d{1,3}|\+\+|#)")
 _INNER_CAPITAL = re.compile(r"[a-z]+[A-Z]")
@@ -33,13 +31,15 @@ def candidates(text: str, *, limit: int) -> list[str]:
     """Return at most `limit` phrases of one to three words of `text`: lower-cased, each once, best first.
 
     A phrase crosses no punctuation, line break or stop word, and holds no number, hash, address or code. The more
-    frequent come first, then the earlier. Only the first 200,000 characters are read; time is linear in them.
+    frequent come first, then the earlier; where a phrase stands between two such borders, with no further word, it
+    counts twice, because a cut through a longer run of words is often no phrase. Only the first 200,000 characters
+    are read; time is linear in them.
     """
     counts: Counter[str] = Counter()
     for run in _runs(text[:READ_CHARACTERS]):
         for start in range(len(run)):
             for end in range(start + 1, min(start + MOST_WORDS, len(run)) + 1):
-                counts[" ".join(run[start:end])] += 1
+                counts[" ".join(run[start:end])] += 2 if end - start == len(run) else 1
     # most_common keeps the order of first sight among equals, with a limit as without.
     return [phrase for phrase, _ in counts.most_common(limit)]
 
@@ -50,9 +50,9 @@ def _runs(text: str) -> Iterator[list[str]]:
         if _PROGRAM_LINE.match(line):
             continue
         run: list[str] = []
-        for token in _APART.sub(" \0 ", _ADDRESS.sub(" \0 ", line)).split():
-            core = token.lstrip(_OPENING)
-            opened = len(core) < len(token)
+        for part in _parts(line):
+            core = part.lstrip(_OPENING)
+            opened = len(core) < len(part)
             word = core.rstrip(_CLOSING)
             closed = len(word) < len(core)
             if opened and run:
@@ -68,9 +68,27 @@ def _runs(text: str) -> Iterator[list[str]]:
             yield run
 
 
+def _parts(line: str) -> Iterator[str]:
+    # What stands between spaces, dashes and slashes; a NUL, which is no word, for an address or a path.
+    for token in line.split():
+        if "://" in token or "www." in token or token.count("/") > 1:
+            yield "\0"
+        else:
+            yield from _APART.sub(" \0 ", token).split()
+
+
 def _kept(word: str) -> str | None:
     # The word as it stands in a phrase, or None for a stop word and whatever is no word.
     if len(word) > LONGEST_WORD or not _WORD.fullmatch(word) or _INNER_CAPITAL.match(word):
         return None
     lowered = word.lower()
-    return None if lowered in ENGLISH_STOP_WORDS else lowered
+    return None if lowered in _stop_words() else lowered
+
+
+@lru_cache(maxsize=1)
+def _stop_words() -> frozenset[str]:
+    # KeyBERT's own default. Here, not at the top: the import takes a second, and building a flow must not pay for it.
+    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS  # type: ignore[import-untyped]
+
+    words: frozenset[str] = ENGLISH_STOP_WORDS
+    return words

