@@ -23,7 +23,7 @@ from pyiceberg.table import Table
 
 from core.records import Document, Failure, Note, WindowAggregate
 from core.settings import Settings
-from sinks.iceberg_catalog import load, load_table, marker
+from sinks.iceberg_catalog import load, load_table, table_marker
 from sinks.iceberg_commit import CommitQueue, Committer, PendingCommit
 from sinks.iceberg_epoch import Epoch
 from sinks.iceberg_rows import Change
@@ -70,7 +70,7 @@ class TablePartition(StatefulSinkPartition[Change, TableState]):
         for pending in state.pending:
             commit(pending)
         self._table = table.refresh() if state.pending else table
-        newest = marker(self._table)
+        newest = table_marker(self._table)
         self._marker = newest.advanced((), commit_number=max(newest.commit_number, state.commit_number))
         self._epoch = self._new_epoch()
         self._queue = CommitQueue(commit, name=spec.identifier)

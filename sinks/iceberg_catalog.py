@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
-from urllib.parse import urlsplit
 
 import pyarrow as pa  # type: ignore[import-untyped]
+import tenacity
 from botocore.exceptions import BotoCoreError, ClientError
 from pyiceberg.catalog import Catalog, load_catalog
 from pyiceberg.exceptions import NoSuchNamespaceError, NoSuchTableError, RESTError, TableAlreadyExistsError
@@ -26,6 +27,7 @@ __all__ = [
     "COMMIT_ID_PROPERTY",
     "MARKER_PROPERTY",
     "OUTSIDE_FAULTS",
+    "check_tables",
     "create_tables",
     "load",
     "load_table",
@@ -33,9 +35,12 @@ __all__ = [
     "marker",
     "row_count",
     "scan",
+    "table_marker",
+    "table_names",
 ]
 
 NAMESPACES = ("bronze", "silver", "gold")
+CREATE_ATTEMPTS = 8
 
 MARKER_PROPERTY = "pkm.marker"
 """In a snapshot's summary: `core.markers.Marker` as JSON."""
@@ -70,7 +75,11 @@ def load(settings: Settings) -> Catalog:
     Raises UnreachableError when it does not answer; Glue is first asked when it is used.
     """
     with _reaching(settings):
-        return load_catalog("pkm", **aws.catalog_properties(settings), **CLIENT_PROPERTIES)
+        return _connect(settings)
+
+
+def _connect(settings: Settings) -> Catalog:
+    return load_catalog("pkm", **aws.catalog_properties(settings), **CLIENT_PROPERTIES)
 
 
 def load_table(catalog: Catalog, settings: Settings, identifier: str) -> Table:
@@ -93,23 +102,35 @@ def create_tables(settings: Settings) -> list[str]:
     Safe to repeat and to run twice at the same time; existing tables are left as they are.
     Raises UnreachableError when catalog or bucket do not answer.
     """
-    catalog = load(settings)
     with _reaching(settings):
-        for namespace in NAMESPACES:
-            catalog.create_namespace_if_not_exists(namespace)
-        for spec in TABLES:
-            # Asking first costs less than pyiceberg's way, which writes metadata and throws it away.
-            if catalog.table_exists(spec.identifier):
-                continue
-            # The other writer's table is as good as ours.
-            with contextlib.suppress(TableAlreadyExistsError):
-                catalog.create_table(
-                    spec.identifier,
-                    spec.schema,
-                    partition_spec=spec.partition_spec,
-                    properties=TABLE_PROPERTIES,
-                )
+        # pyiceberg's sql catalog checks and creates in two steps: of two at the same time one gets a database error,
+        # and finds what the other created when it tries again.
+        for attempt in tenacity.Retrying(
+            stop=tenacity.stop_after_attempt(CREATE_ATTEMPTS),
+            wait=tenacity.wait_random(0, 1),
+            retry=tenacity.retry_if_exception_type(SQLAlchemyError),
+            reraise=True,
+        ):
+            with attempt:
+                _create_what_is_missing(_connect(settings))
     return [spec.identifier for spec in TABLES]
+
+
+def _create_what_is_missing(catalog: Catalog) -> None:
+    for namespace in NAMESPACES:
+        catalog.create_namespace_if_not_exists(namespace)
+    for spec in TABLES:
+        # Asking first costs less than pyiceberg's way, which writes metadata and throws it away.
+        if catalog.table_exists(spec.identifier):
+            continue
+        # The other writer's table is as good as ours.
+        with contextlib.suppress(TableAlreadyExistsError):
+            catalog.create_table(
+                spec.identifier,
+                spec.schema,
+                partition_spec=spec.partition_spec,
+                properties=TABLE_PROPERTIES,
+            )
 
 
 def scan(
@@ -147,7 +168,31 @@ def row_count(settings: Settings, identifier: str) -> int:
         return table.scan().count()
 
 
-def marker(table: Table) -> Marker:
+def table_names(settings: Settings) -> frozenset[str]:
+    """Name the tables that exist in our namespaces. Raises UnreachableError when the catalog does not answer."""
+    catalog = load(settings)
+    names: set[str] = set()
+    with _reaching(settings):
+        for namespace in NAMESPACES:
+            with contextlib.suppress(NoSuchNamespaceError):
+                names |= {".".join(identifier) for identifier in catalog.list_tables(namespace)}
+    return frozenset(names)
+
+
+def check_tables(settings: Settings) -> None:
+    """Raise MissingError that names every table that was not created, UnreachableError without an answer."""
+    known = table_names(settings)
+    missing = [spec.identifier for spec in TABLES if spec.identifier not in known]
+    if missing:
+        raise MissingError(f"the {settings.catalog} catalog has no {', '.join(missing)}: create with `pkm init`")
+
+
+def marker(settings: Settings, identifier: str) -> Marker:
+    """Return what a table has committed. Raises MissingError and UnreachableError like `scan`."""
+    return table_marker(load_table(load(settings), settings, identifier))
+
+
+def table_marker(table: Table) -> Marker:
     """Return the newest marker in the history of the table's current snapshot; an empty one where there is none.
 
     Snapshots of other writers (compaction, a person's hand) carry no marker and are passed over.
@@ -206,6 +251,5 @@ def _reaching(settings: Settings) -> Iterator[None]:
 def _catalog_address(settings: Settings) -> str:
     if settings.catalog == "glue":
         return aws.endpoint("glue") or f"AWS {aws.region(settings)}"
-    parts = urlsplit(settings.catalog_uri or "")
-    # Without user and password, which do not belong in a message.
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+    # Without user, password and options, which do not belong in a message.
+    return re.sub(r"//[^/]*@", "//", (settings.catalog_uri or "").partition("?")[0])
