@@ -16,19 +16,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+import structlog
+
 from core.errors import FencedError, PkmError, SnapshotError
 from core.recovery import directory as folder
 from core.recovery.manifest import Snapshot
 from core.recovery.process import CLOSE_SECONDS, FENCED, PUBLISHED, CopierProcess
 from core.recovery.store import SnapshotStore
 from core.settings import Settings
-from core.telemetry import get_logger
 
 __all__ = ["RecoverySession", "RestoredSnapshot", "attach_to_bytewax_run", "restore", "session"]
 
 LOCK_SECONDS = 30.0
 
-_log = get_logger(__name__)
+_log = structlog.get_logger(module=__name__)
 _attached: list[RecoverySession] = []
 
 

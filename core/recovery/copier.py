@@ -23,12 +23,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
+
 from core.errors import FencedError, PkmError, SnapshotError
 from core.recovery.directory import DATABASE
 from core.recovery.process import FENCED, LAST_COPY_SECONDS, PUBLISHED, UNPUBLISHED
 from core.recovery.store import SnapshotStore
 from core.settings import load_settings
-from core.telemetry import configure_logging, get_logger
+from core.telemetry import configure_logging
 
 __all__ = ["DatabaseCopy", "copy_database", "main"]
 
@@ -53,7 +55,7 @@ RESUMED_STATE = """
     GROUP BY step_id, state_key ORDER BY step_id, state_key
 """
 
-_log = get_logger(__name__)
+_log = structlog.get_logger(module=__name__)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,9 @@ import sysconfig
 import threading
 from pathlib import Path
 
+import structlog
+
 from core.settings import Settings
-from core.telemetry import get_logger
 
 __all__ = ["CLOSE_SECONDS", "FENCED", "LAST_COPY_SECONDS", "PUBLISHED", "UNPUBLISHED", "CopierProcess"]
 
@@ -24,7 +25,7 @@ CLOSE_SECONDS = LAST_COPY_SECONDS + 15.0
 RESTART_SECONDS = 1.0
 COPIER = "core.recovery.copier"
 
-_log = get_logger(__name__)
+_log = structlog.get_logger(module=__name__)
 
 
 class CopierProcess:

@@ -21,13 +21,13 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import obstore
+import structlog
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
 from core import aws
 from core.errors import FencedError, MissingError, PkmError, SnapshotError, UnreachableError
 from core.recovery.manifest import Manifest, Seal, Snapshot, from_json, to_json
 from core.settings import Settings
-from core.telemetry import get_logger
 
 if TYPE_CHECKING:
     from obstore import PutMode
@@ -40,7 +40,7 @@ CONFLICTS = 20
 _FLOW_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _OBJECT_NAME = re.compile(r"(?P<execution>\d+)-\d+-[0-9a-f]+\.sqlite")
 
-_log = get_logger(__name__)
+_log = structlog.get_logger(module=__name__)
 
 
 class SnapshotStore:
