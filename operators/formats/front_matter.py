@@ -105,7 +105,11 @@ def _as_json(value: Any) -> Any:
 
 
 def _key(key: Any) -> str:
-    return clean(key) if isinstance(key, str) else str(_as_json(key))
+    if isinstance(key, str):
+        return clean(key)
+    # As YAML writes it: true, null, 7.
+    value = _as_json(key)
+    return value if isinstance(value, str) else orjson.dumps(value).decode()
 
 
 def _problem(error: yaml.YAMLError) -> str:

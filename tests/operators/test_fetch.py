@@ -1,0 +1,290 @@
+"""Proves that objects arrive whole and in order, that bad ones become failures, and that faults are retried."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import bytewax.operators as op
+import obstore
+import pytest
+from bytewax.dataflow import Dataflow
+from bytewax.testing import TestingSink, TestingSource, cluster_main, run_main
+from obstore.store import S3Store
+
+from core import aws
+from core.errors import MissingError, UnreachableError
+from core.records import Event, Failure, FetchedEvent, Position, RawRecord
+from core.settings import Settings
+from operators import fetch
+
+NOW = datetime(2026, 11, 23, 8, 0, tzinfo=UTC)
+BODY = b"# Hello\n" * 1000
+
+
+def event(key: str, *, bucket: str, **changes: Any) -> Event:
+    record = RawRecord(b"{}", "key", NOW, Position("shardId-000000000000", 1))
+    return replace(
+        Event(
+            event_id=f"id-{abs(hash(key))}",
+            note_id="note",
+            source_type="files",
+            bucket=bucket,
+            s3_key=key,
+            content_type=None,
+            content_size=0,
+            content_sha256=None,
+            metadata={},
+            timestamp=NOW,
+            deleted=False,
+            record=record,
+        ),
+        **changes,
+    )
+
+
+@contextmanager
+def fetcher(settings: Settings, store: Any = None, **changes: Any) -> Iterator[fetch.Fetcher]:
+    options = {"bucket": settings.bucket, "max_object_bytes": 100_000, "concurrency": 8, **changes}
+    made = fetch.Fetcher(store or aws.object_store(settings), **options)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def failure_of(settings: Settings, one: Event, **changes: Any) -> Failure:
+    with fetcher(settings, **changes) as made:
+        (outcome,) = made.fetch([one])
+    assert isinstance(outcome, Failure), outcome
+    assert (outcome.step, outcome.event_id, outcome.s3_key) == ("fetch", one.event_id, one.s3_key)
+    return outcome
+
+
+def test_objects_arrive_whole_and_in_order_with_deletions_and_failures_among_them(settings: Settings) -> None:
+    store = aws.object_store(settings)
+    events = []
+    for number in range(40):
+        key = f"raw/ü {number}#?.md"
+        if number % 10 == 3:
+            events.append(event(key, bucket=settings.bucket, deleted=True))
+        else:
+            if number % 10 != 4:
+                obstore.put(store, key, b"%d" % number)
+            events.append(event(key, bucket=settings.bucket))
+    fetched: list[FetchedEvent] = []
+    failures: list[Failure] = []
+    flow = Dataflow("test")
+    out = fetch.content("fetch", op.input("in", flow, TestingSource(events, batch_size=16)), settings=settings)
+    op.output("fetched", out.fetched, TestingSink(fetched))
+    op.output("failures", out.failures, TestingSink(failures))
+    run_main(flow)
+    assert [(found.event, found.content) for found in fetched] == [
+        (one, b"" if one.deleted else b"%d" % number) for number, one in enumerate(events) if number % 10 != 4
+    ]
+    assert [(found.error, found.s3_key) for found in failures] == [
+        ("MissingObject", one.s3_key) for number, one in enumerate(events) if number % 10 == 4
+    ]
+
+
+def test_two_workers_of_one_process_do_not_share_an_event_loop(settings: Settings) -> None:
+    store = aws.object_store(settings)
+    for number in range(20):
+        obstore.put(store, f"{number}", b"%d" % number)
+    events = [event(f"{number}", bucket=settings.bucket) for number in range(20)]
+    fetched: list[FetchedEvent] = []
+    flow = Dataflow("test")
+    stream = op.redistribute("spread", op.input("in", flow, TestingSource(events, batch_size=3)))
+    out = fetch.content("fetch", stream, settings=settings)
+    op.output("fetched", out.fetched, TestingSink(fetched))
+    cluster_main(flow, [], 0, worker_count_per_proc=2)
+    assert sorted(int(found.content) for found in fetched) == list(range(20))
+
+
+def test_an_empty_object_is_fetched(settings: Settings) -> None:
+    obstore.put(aws.object_store(settings), "empty", b"")
+    with fetcher(settings) as made:
+        (outcome,) = made.fetch([event("empty", bucket=settings.bucket)])
+    assert isinstance(outcome, FetchedEvent)
+    assert outcome.content == b""
+
+
+def test_no_events_are_no_outcomes(settings: Settings) -> None:
+    with fetcher(settings) as made:
+        assert made.fetch([]) == []
+
+
+def test_an_object_of_another_bucket_is_not_read(settings: Settings) -> None:
+    found = failure_of(settings, event("a", bucket="somebody-elses"))
+    assert found.error == "ForeignBucket"
+    assert "somebody-elses" in found.message
+    # Nor is a deletion believed that names another bucket.
+    assert failure_of(settings, event("", bucket="somebody-elses", deleted=True)).error == "ForeignBucket"
+
+
+def test_an_object_at_the_limit_is_read_and_a_larger_one_is_not(settings: Settings) -> None:
+    store = aws.object_store(settings)
+    obstore.put(store, "fits", b"x" * 1000)
+    obstore.put(store, "large", b"x" * 1001)
+    with fetcher(settings, max_object_bytes=1000) as made:
+        fits, large = made.fetch([event(key, bucket=settings.bucket) for key in ("fits", "large")])
+    assert isinstance(fits, FetchedEvent)
+    assert isinstance(large, Failure)
+    assert large.error == "TooLarge"
+    assert "1,001 bytes" in large.message
+
+
+def test_content_that_is_not_what_the_event_names_is_a_failure(settings: Settings) -> None:
+    obstore.put(aws.object_store(settings), "a", BODY)
+    right = event("a", bucket=settings.bucket, content_sha256=hashlib.sha256(BODY).hexdigest())
+    with fetcher(settings) as made:
+        assert made.fetch([right]) == [FetchedEvent(right, BODY)]
+    assert failure_of(settings, replace(right, content_sha256="0" * 64)).error == "ChecksumMismatch"
+
+
+@pytest.mark.parametrize("key", ["a//b", "/a", "a/", "./a", "a/../b"])
+def test_a_key_that_the_client_would_read_as_another_is_a_failure(settings: Settings, key: str) -> None:
+    obstore.put(aws.object_store(settings), "a", b"another object")
+    assert failure_of(settings, event(key, bucket=settings.bucket)).error == "InvalidKey"
+
+
+def test_a_bucket_that_does_not_exist_stops_the_flow_and_says_what_to_do(settings: Settings) -> None:
+    gone = settings.model_copy(update={"bucket": "no-such-bucket"})
+    with fetcher(gone) as made, pytest.raises(MissingError, match=r"no-such-bucket.*pkm init"):
+        made.fetch([event("a", bucket="no-such-bucket")])
+
+
+class _Answers:
+    """An S3 on loopback that plays a list of answers per request number; keeps the last one."""
+
+    def __init__(self, answers: list[str]) -> None:
+        self.answers = answers
+        self.requests = 0
+        self.in_flight = 0
+        self.most_in_flight = 0
+        self.gate: Callable[[], object] = lambda: None
+        self._lock = threading.Lock()
+
+    def next(self) -> str:
+        with self._lock:
+            answer = self.answers[min(self.requests, len(self.answers) - 1)]
+            self.requests += 1
+            return answer
+
+    def enter(self, change: int) -> None:
+        with self._lock:
+            self.in_flight += change
+            self.most_in_flight = max(self.most_in_flight, self.in_flight)
+
+
+class _QuietServer(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing: a client that cancels its requests is what some tests are about."""
+
+
+@contextmanager
+def loopback_s3(answers: list[str]) -> Iterator[tuple[S3Store, _Answers]]:
+    script = _Answers(answers)
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            script.enter(1)
+            script.gate()
+            answer = script.next()
+            script.enter(-1)
+            body = b"" if answer.isdigit() else BODY
+            self.send_response(int(answer) if answer.isdigit() else 200)
+            self.send_header("Content-Length", str(10**9 if answer == "huge" else len(body)))
+            self.send_header("Last-Modified", "Mon, 23 Nov 2026 08:00:00 GMT")
+            self.end_headers()
+            if answer in ("broken", "huge"):
+                self.wfile.write(body[:1000])
+                self.close_connection = True
+            else:
+                self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
+            pass
+
+    server = _QuietServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    store = S3Store(
+        "bucket",
+        config={"region": "us-east-1", "skip_signature": True},
+        endpoint=f"http://127.0.0.1:{server.server_port}",
+        client_options={"allow_http": True, "timeout": timedelta(seconds=5)},
+        retry_config={
+            "max_retries": 3,
+            "retry_timeout": timedelta(seconds=5),
+            "backoff": {
+                "init_backoff": timedelta(milliseconds=5),
+                "max_backoff": timedelta(milliseconds=20),
+                "base": 2,
+            },
+        },
+    )
+    try:
+        yield store, script
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.fixture
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "BODY_BACKOFF_SECONDS", 0.005)
+
+
+@pytest.mark.usefixtures("quick_retries")
+@pytest.mark.parametrize("answers", [["503", "503", "whole"], ["500", "whole"], ["broken", "broken", "whole"]])
+def test_a_fault_that_passes_is_not_seen(settings: Settings, answers: list[str]) -> None:
+    one = event("a", bucket=settings.bucket)
+    with loopback_s3(answers) as (store, script), fetcher(settings, store) as made:
+        assert made.fetch([one]) == [FetchedEvent(one, BODY)]
+    assert script.requests == len(answers)
+
+
+@pytest.mark.usefixtures("quick_retries")
+@pytest.mark.parametrize("answer", ["503", "broken", "403", "400"])
+def test_a_fault_that_stays_stops_the_flow_and_names_the_object(settings: Settings, answer: str) -> None:
+    one = event("raw/a.md", bucket=settings.bucket)
+    with (
+        loopback_s3([answer]) as (store, _),
+        fetcher(settings, store) as made,
+        pytest.raises(UnreachableError, match=rf"s3://{settings.bucket}/raw/a\.md"),
+    ):
+        made.fetch([one] * 20)
+
+
+def test_a_server_that_is_gone_stops_the_flow(settings: Settings) -> None:
+    with loopback_s3(["whole"]) as (store, _):
+        pass
+    with fetcher(settings, store) as made, pytest.raises(UnreachableError, match="after all retries"):
+        made.fetch([event("a", bucket=settings.bucket)])
+
+
+def test_the_size_is_judged_before_the_body_is_read(settings: Settings) -> None:
+    # The server promises a gigabyte and sends a kilobyte: reading the body would fail.
+    with loopback_s3(["huge"]) as (store, script):
+        found = failure_of(settings, event("a", bucket=settings.bucket), store=store)
+    assert found.error == "TooLarge"
+    assert script.requests == 1
+
+
+def test_many_requests_are_in_flight_but_no_more_than_allowed(settings: Settings) -> None:
+    with loopback_s3(["whole"]) as (store, script), fetcher(settings, store, concurrency=4) as made:
+        # Nobody is answered until four are there; a fifth may not come before.
+        script.gate = threading.Barrier(4, timeout=20).wait
+        outcomes = made.fetch([event(str(number), bucket=settings.bucket) for number in range(12)])
+    assert all(isinstance(outcome, FetchedEvent) for outcome in outcomes)
+    assert script.most_in_flight == 4
