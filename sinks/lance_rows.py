@@ -1,0 +1,102 @@
+"""Rows of the vector store: its columns, and the chunks of notes as an Arrow table. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped]
+
+from core.errors import SettingsError
+from core.records import Note, Vector
+
+__all__ = ["belongs_to", "mismatch", "rows_of", "schema_of"]
+
+
+def schema_of(dimension: int) -> pa.Schema:
+    """Return the columns of the dataset for vectors of `dimension` numbers."""
+    # With a primary key Lance refuses a concurrent merge that would insert the same id a second time.
+    primary_key = {"lance-schema:unenforced-primary-key": "true"}
+    return pa.schema(
+        [
+            pa.field("id", pa.string(), nullable=False, metadata=primary_key),
+            pa.field("note_id", pa.string(), nullable=False),
+            pa.field("chunk", pa.int32(), nullable=False),
+            pa.field("text", pa.string()),
+            pa.field("embedding", pa.list_(pa.float32(), dimension)),
+            pa.field(
+                "metadata",
+                pa.struct(
+                    [
+                        pa.field("source", pa.string()),
+                        pa.field("timestamp", pa.timestamp("us", tz="UTC")),
+                        pa.field("processing_version", pa.string()),
+                    ]
+                ),
+            ),
+        ]
+    )
+
+
+def rows_of(notes: Iterable[Note], *, dimension: int) -> pa.Table:
+    """Return one row per chunk. Raises SettingsError when embeddings have another dimension than the dataset.
+
+    A note without embeddings keeps its chunks with a null vector, which no search finds.
+    """
+    schema = schema_of(dimension)
+    columns: dict[str, list[object]] = {name: [] for name in schema.names if name != "embedding"}
+    vectors: list[Vector] = []
+    missing: list[bool] = []
+    for note in notes:
+        if note.event.deleted or not note.chunks:
+            continue
+        note_id = _storable(note.event.note_id)
+        metadata = {
+            "source": _storable(note.event.source_type),
+            "timestamp": note.event.timestamp,
+            "processing_version": note.processing_version,
+        }
+        for chunk in note.chunks:
+            columns["id"].append(f"{note_id}#{chunk.index}")
+            columns["note_id"].append(note_id)
+            columns["chunk"].append(chunk.index)
+            columns["text"].append(_storable(chunk.text))
+            columns["metadata"].append(metadata)
+        missing += [note.embeddings is None] * len(note.chunks)
+        vectors.append(_embeddings(note, dimension))
+    flat = np.concatenate(vectors).ravel() if vectors else np.empty(0, np.float32)
+    embedding = pa.FixedSizeListArray.from_arrays(
+        pa.array(flat, pa.float32()), dimension, mask=pa.array(missing, pa.bool_())
+    )
+    arrays = [
+        embedding if field.name == "embedding" else pa.array(columns[field.name], field.type) for field in schema
+    ]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _embeddings(note: Note, dimension: int) -> Vector:
+    if note.embeddings is None:
+        return np.zeros((len(note.chunks), dimension), np.float32)
+    found = note.embeddings.shape[1]
+    if found != dimension:
+        raise SettingsError(mismatch("the dataset", dimension, found))
+    return np.asarray(note.embeddings, np.float32)
+
+
+def _storable(text: str) -> str:
+    # Half a surrogate pair, which hostile JSON may hold, can't be written as UTF-8.
+    return text.encode("utf-8", "replace").decode()
+
+
+def belongs_to(note_ids: Iterable[str]) -> str:
+    """Return the SQL condition that a row is a chunk of one of these notes."""
+    quoted = ("'" + _storable(note_id).replace("'", "''") + "'" for note_id in note_ids)
+    return f"note_id IN ({', '.join(quoted)})"
+
+
+def mismatch(dataset: str, expected: int, found: int) -> str:
+    """Say that a model does not fit a dataset, and what to do."""
+    return (
+        f"{dataset} holds vectors of dimension {expected}, the embedding model gives {found}: "
+        "choose a model of that dimension (PKM_EMBEDDING_MODEL), or another PKM_BUCKET"
+    )
