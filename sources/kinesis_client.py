@@ -47,6 +47,7 @@ ACTIVE_SECONDS = 120.0
 POLL_SECONDS = 1.0
 TRANSIENT_CODES = frozenset(
     {
+        "ExpiredNextTokenException",
         "InternalFailure",
         "InternalServerError",
         "KMSThrottlingException",
@@ -54,6 +55,8 @@ TRANSIENT_CODES = frozenset(
         "ProvisionedThroughputExceededException",
         "RequestTimeout",
         "RequestTimeoutException",
+        # A stream that is being created or resharded.
+        "ResourceInUseException",
         "ServiceUnavailable",
         "ThrottlingException",
     }
