@@ -6,7 +6,6 @@ import logging
 import os
 import sys
 import warnings
-from typing import cast
 
 import structlog
 from prometheus_client import Counter
@@ -20,7 +19,6 @@ __all__ = [
     "NOTES",
     "RECORDS",
     "configure_logging",
-    "get_logger",
     "quiet_libraries",
 ]
 
@@ -70,8 +68,3 @@ def quiet_libraries() -> None:
     ):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(pyiceberg|transformers|sentence_transformers|keybert|sklearn)\b")
-
-
-def get_logger(name: str) -> structlog.typing.FilteringBoundLogger:
-    """Return the logger of one module."""
-    return cast("structlog.typing.FilteringBoundLogger", structlog.get_logger(logger=name))

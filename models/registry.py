@@ -30,10 +30,10 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """The names of the models that enrich a note; `locate` says where a name leads."""
+    """The names of the models that enrich a note, None where it is not enriched; `locate` says where a name leads."""
 
-    embedding: str
-    entities: str
+    embedding: str | None
+    entities: str | None
 
 
 _PROFILES = {
@@ -45,10 +45,10 @@ _PROFILES = {
 }
 
 
-def profile(settings: Settings) -> Profile | None:
-    """Return the models of the chosen profile, or None when notes are not to be enriched."""
+def profile(settings: Settings) -> Profile:
+    """Return the models of the chosen profile."""
     if settings.enrich == "none":
-        return None
+        return Profile(embedding=None, entities=None)
     chosen = _PROFILES[settings.enrich]
     return Profile(
         embedding=settings.embedding_model or chosen.embedding,

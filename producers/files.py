@@ -19,9 +19,10 @@ from mimetypes import MimeTypes
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+import structlog
+
 from core.errors import MissingError
 from core.settings import Settings
-from core.telemetry import get_logger
 from producers.announce import SourceItem
 
 __all__ = ["SOURCE_TYPE", "STANDARD_INPUT", "content_type_of", "files"]
@@ -86,7 +87,7 @@ def content_type_of(name: str) -> str | None:
 
 
 def _log(path: str, reason: str) -> None:
-    get_logger("files").warning("left alone", path=path, reason=reason)
+    structlog.get_logger(module=__name__).warning("left alone", path=path, reason=reason)
 
 
 def _roots(text: str) -> list[_Start | None]:

@@ -1,0 +1,180 @@
+"""The `pkm` command: each sub-command reads its options, calls one function and shows the result."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from core.errors import MissingError, PkmError, VerificationError
+from core.settings import Settings, load_settings
+from core.telemetry import configure_logging
+from pkm import screen
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="pkm",
+    help="Streaming ingestion for a knowledge lakehouse: documents in, tables, vectors and metadata out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+ingest = typer.Typer(help="Put documents on S3 and announce them on the stream.", no_args_is_help=True)
+app.add_typer(ingest, name="ingest")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+
+
+def main() -> None:
+    """Run the command line; a PkmError becomes one line on standard error and exit code 1."""
+    try:
+        app()
+    except PkmError as error:
+        screen.complain(str(error))
+        sys.exit(1)
+    except KeyboardInterrupt:
+        screen.complain("interrupted")
+        sys.exit(130)
+
+
+def _settings() -> Settings:
+    settings = load_settings()
+    configure_logging(settings)
+    return settings
+
+
+@app.command()
+def demo(
+    path: Annotated[
+        Path | None, typer.Option(help="Folder of documents; default: READMEs of installed packages.")
+    ] = None,
+    documents: Annotated[int, typer.Option(min=1, help="At most this many documents.")] = 100,
+    question: Annotated[str, typer.Option("--search", help="What to search for at the end.")] = "how to parse a file",
+    as_json: AsJson = False,
+) -> None:
+    """Run everything once on a local AWS: ingest, process, count, search."""
+    from pkm.demo import run_demo
+
+    report = run_demo(
+        path=path, documents=documents, question=question, show=screen.quiet if as_json else screen.step
+    )
+    screen.show_demo(report, as_json=as_json)
+    if report.missing:
+        raise VerificationError("; ".join(report.missing))
+
+
+@app.command()
+def stack(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on loopback.")] = 5000) -> None:
+    """Run a local AWS in the foreground (Kinesis, S3, Glue, in memory) and print what to export."""
+    from pkm.stack import environment, serve
+
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    screen.show_environment(environment(port))
+    serve(port, until=stop)
+
+
+@app.command()
+def init(as_json: AsJson = False) -> None:
+    """Create stream, bucket, tables and stores; safe to repeat."""
+    from pkm.initialise import initialise
+
+    screen.show_fields(initialise(_settings()), title="ready", as_json=as_json)
+
+
+@ingest.command("files")
+def ingest_files(
+    paths: Annotated[
+        list[str], typer.Argument(metavar="PATH…", help="Files, folders, globs, or - for standard input.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Ingest files and folders."""
+    from producers import announce, files
+
+    settings = _settings()
+    with screen.progress("ingesting", quiet=as_json) as advance:
+        summary = announce.announce(files.files(paths, settings=settings), settings=settings, on_progress=advance)
+    screen.show_summary(summary, as_json=as_json)
+
+
+@app.command()
+def run(
+    flow: Annotated[str, typer.Argument(help="Which flow: knowledge.")] = "knowledge",
+    workers: Annotated[int, typer.Option(min=1, help="Worker threads.")] = 1,
+    until_caught_up: Annotated[
+        bool, typer.Option("--until-caught-up", help="Stop at the end of the stream.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Restore the newest snapshot, run the flow, keep snapshots on S3."""
+    from pkm.running import check_world, run_flow
+
+    settings = _settings()
+    if until_caught_up:
+        settings = settings.model_copy(update={"until_caught_up": True})
+    check_world(settings, flow=flow)
+    with _terminated_like_interrupted(), screen.flow_progress(quiet=as_json):
+        result = run_flow(settings, flow=flow, workers=workers)
+    screen.show_fields(result, title=f"flow {flow} ended", as_json=as_json)
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    # Bytewax closes its sinks on KeyboardInterrupt; SIGTERM alone would end the process at once.
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@app.command()
+def search(
+    text: Annotated[str, typer.Argument(help="What to look for.")],
+    k: Annotated[int, typer.Option("-k", min=1, max=1000, help="How many chunks.")] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Find the nearest chunks of text."""
+    from pkm.query import search_text
+
+    screen.show_hits(search_text(_settings(), text, k=k), as_json=as_json)
+
+
+@app.command()
+def note(note_id: Annotated[str, typer.Argument(metavar="ID")], as_json: AsJson = False) -> None:
+    """Show one note's metadata."""
+    from sinks import slatedb
+
+    found = slatedb.get_note(_settings(), note_id)
+    if found is None:
+        raise MissingError(f'there is no note "{note_id}": `pkm search` and the table silver.notes give the ids')
+    screen.show_note(found, as_json=as_json)
+
+
+@app.command()
+def sql(query: Annotated[str, typer.Argument(help="DuckDB SQL.")], as_json: AsJson = False) -> None:
+    """Query the Iceberg tables, for example `select * from silver.metrics`."""
+    from pkm.query import run_sql
+
+    screen.show_rows(run_sql(_settings(), query), as_json=as_json)
+
+
+@app.command()
+def status(as_json: AsJson = False) -> None:
+    """Show rows per table, lag and the newest snapshot."""
+    from pkm.status import status as read_status
+
+    screen.show_status(read_status(_settings()), as_json=as_json)

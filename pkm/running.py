@@ -1,0 +1,83 @@
+"""Runs a flow in this process: checks the world first, restores the newest snapshot, keeps snapshots on S3."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from bytewax.dataflow import Dataflow
+from bytewax.errors import BytewaxRuntimeError
+from bytewax.recovery import RecoveryConfig
+from bytewax.run import cli_main
+
+from core.errors import PkmError, SettingsError
+from core.recovery.attach import session
+from core.settings import Settings
+from flows import knowledge
+from models.embedder import load_embedder
+from models.registry import profile
+from models.tagger import load_tagger
+from sinks import iceberg_catalog, lance, slatedb
+from sources.kinesis_status import check_stream
+
+__all__ = ["check_world", "run_flow"]
+
+FLOWS: Mapping[str, Callable[[Settings], Dataflow]] = {knowledge.FLOW: knowledge.build}
+
+
+def check_world(settings: Settings, *, flow: str) -> None:
+    """Check models, stream, tables and stores before anything starts; loads the models.
+
+    Raises the PkmError that a run would meet, while it is still cheap and easy to read.
+    """
+    if flow not in FLOWS:
+        raise SettingsError(f'there is no flow "{flow}": choose one of {", ".join(FLOWS)}')
+    models = profile(settings)
+    check_stream(settings)
+    iceberg_catalog.check_tables(settings)
+    slatedb.check_store(settings)
+    if models.entities:
+        load_tagger(models.entities, threads=settings.threads)
+    if models.embedding:
+        dimension = load_embedder(models.embedding, threads=settings.threads).dimension
+        lance.check_dataset(settings, dimension=dimension)
+
+
+def run_flow(settings: Settings, *, flow: str, workers: int) -> dict[str, Any]:
+    """Run `flow` until it ends or is interrupted; snapshots go to S3 all the while.
+
+    Returns what happened. Raises the PkmError that stopped the flow, without the engine's wrapping.
+    """
+    started = time.monotonic()
+    with session(settings, flow=flow, directory=settings.recovery_dir, process_id=0) as recovery:
+        try:
+            # A cluster of one: its workers are threads, so this thread stays free for signals, and an error
+            # comes back as an exception instead of a message from the engine's panic handler.
+            cli_main(  # type: ignore[no-untyped-call]
+                FLOWS[flow](settings),
+                workers_per_process=workers,
+                process_id=0,
+                addresses=["127.0.0.1:0"],
+                epoch_interval=settings.epoch,
+                recovery_config=RecoveryConfig(recovery.directory),  # type: ignore[no-untyped-call]
+            )
+        except BytewaxRuntimeError as error:
+            raise _cause(error) from error
+    restored = recovery.restored.snapshot if recovery.restored else None
+    return {
+        "flow": flow,
+        "workers": workers,
+        "resumed_from": restored.id if restored else None,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def _cause(error: BaseException) -> BaseException:
+    # The engine wraps what a step raised once per layer; the innermost error of ours says what to do.
+    current: BaseException | None = error
+    while current is not None:
+        if isinstance(current, PkmError | KeyboardInterrupt):
+            return current
+        current = current.__cause__ or current.__context__
+    return error

@@ -1,0 +1,256 @@
+"""What a person sees: tables, progress and one-line errors; or JSON, when a script asks for it.
+
+Results go to standard output, progress and errors to standard error.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from core import telemetry
+
+if TYPE_CHECKING:
+    from pkm.demo import DemoReport
+    from pkm.status import Status
+    from sinks.lance import SearchHit
+
+__all__ = [
+    "complain",
+    "flow_progress",
+    "progress",
+    "quiet",
+    "show_demo",
+    "show_environment",
+    "show_fields",
+    "show_hits",
+    "show_note",
+    "show_rows",
+    "show_status",
+    "show_summary",
+    "step",
+]
+
+output = Console(highlight=False)
+messages = Console(stderr=True, highlight=False)
+
+REFRESH_SECONDS = 0.5
+LONGEST_CELL = 200
+
+
+def complain(message: str) -> None:
+    """Print an error as one line on standard error."""
+    messages.print(Text("error: ", style="bold red") + Text(" ".join(message.split())), soft_wrap=True)
+
+
+def step(message: str) -> None:
+    """Say what happens now, on standard error."""
+    messages.print(Text("• ", style="cyan") + Text(message), soft_wrap=True)
+
+
+def quiet(message: str) -> None:
+    """Say nothing: what `step` is when a script listens."""
+
+
+@contextmanager
+def progress(what: str, *, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """Show a running count on a terminal; gives a function that takes how many more are done."""
+    with _bar(quiet=quiet) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda count: bar.advance(task, count)
+
+
+@contextmanager
+def flow_progress(*, quiet: bool, total: int | None = None) -> Iterator[None]:
+    """Show on a terminal how many notes the flow in this process has enriched."""
+    before = _enriched()
+    stop = threading.Event()
+    with _bar(quiet=quiet) as bar:
+        task = bar.add_task("processing", total=total)
+
+        def watch() -> None:
+            while not stop.wait(REFRESH_SECONDS):
+                bar.update(task, completed=_enriched() - before)
+
+        watcher = threading.Thread(target=watch, name="progress", daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            watcher.join()
+            bar.update(task, completed=_enriched() - before)
+
+
+def _enriched() -> int:
+    return int(
+        sum(
+            sample.value
+            for metric in telemetry.NOTES.collect()
+            for sample in metric.samples
+            if sample.name.endswith("_total")
+        )
+    )
+
+
+def _bar(*, quiet: bool) -> Progress:
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("documents"),
+        TimeElapsedColumn(),
+        console=messages,
+        disable=quiet or not messages.is_terminal,
+    )
+
+
+def show_environment(variables: Mapping[str, str]) -> None:
+    """Print variables as shell exports."""
+    for name, value in variables.items():
+        output.print(f"export {name}={value}", markup=False, soft_wrap=True)
+    messages.print("local AWS is running; Ctrl-C ends it and forgets everything", style="dim")
+
+
+def show_fields(fields: Mapping[str, Any], *, title: str, as_json: bool) -> None:
+    """Print one record as names and values."""
+    if as_json:
+        _print_json(fields)
+        return
+    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
+    table.add_column(style="cyan")
+    table.add_column(overflow="fold")
+    for name, value in fields.items():
+        table.add_row(name, _cell(value))
+    output.print(table)
+
+
+def show_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool, title: str | None = None) -> None:
+    """Print rows as a table."""
+    if as_json:
+        _print_json(rows)
+        return
+    if not rows:
+        output.print("no rows", style="dim")
+        return
+    table = Table(title=title, title_justify="left", pad_edge=False, box=None, header_style="bold")
+    numeric = {name for name in rows[0] if all(isinstance(row[name], int | float) for row in rows)}
+    for name in rows[0]:
+        table.add_column(name, justify="right" if name in numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row.values()))
+    output.print(table)
+
+
+def show_hits(hits: Sequence[SearchHit], *, as_json: bool) -> None:
+    """Print search results, best first."""
+    if as_json:
+        _print_json([asdict(hit) for hit in hits])
+        return
+    show_rows(
+        [
+            {
+                "score": f"{hit.score:.2f}",
+                "source": hit.source,
+                "note": hit.note_id,
+                "text": " ".join(hit.text.split()),
+            }
+            for hit in hits
+        ],
+        as_json=False,
+    )
+
+
+def show_note(note: Mapping[str, Any], *, as_json: bool) -> None:
+    """Print a note's metadata; lists are shortened on a terminal."""
+    if as_json:
+        _print_json(note)
+        return
+    show_fields(
+        {name: _short(value) for name, value in note.items() if name != "index_keys"}, title="note", as_json=False
+    )
+
+
+def show_summary(summary: Any, *, as_json: bool) -> None:
+    """Print what a producer did."""
+    show_fields(asdict(summary), title="ingested", as_json=as_json)
+
+
+def show_status(status: Status, *, as_json: bool) -> None:
+    """Print counts, lag and the newest snapshot."""
+    if as_json:
+        _print_json(asdict(status))
+        return
+    show_rows([{"store": name, "rows": rows} for name, rows in status.rows.items()], as_json=False)
+    output.print()
+    show_fields(status.health(), title="stream and recovery", as_json=False)
+
+
+def show_demo(report: DemoReport, *, as_json: bool) -> None:
+    """Print what the demo found in every store."""
+    if as_json:
+        _print_json(asdict(report))
+        return
+    show_rows(
+        [{"store": name, "rows": rows} for name, rows in report.rows.items()], as_json=False, title="What is where"
+    )
+    for title, rows in (
+        ("Top concepts", report.concepts),
+        ("Top entities", report.entities),
+        ("Windows of 5 minutes", report.windows),
+    ):
+        output.print()
+        show_rows(rows, as_json=False, title=title)
+    output.print()
+    output.print(f'Search: "{escape(report.question)}"')
+    show_hits(report.hits, as_json=False)
+    output.print()
+    output.print(f"{report.documents} documents in {report.seconds:.0f} s", style="bold")
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, list) and len(value) > 5:
+        return [*value[:5], f"… {len(value) - 5} more"]
+    return value
+
+
+def _cell(value: Any) -> Text:
+    if value is None:
+        return Text("-", style="dim")
+    if isinstance(value, datetime):
+        return Text(value.strftime("%Y-%m-%d %H:%M:%S"))
+    if isinstance(value, float):
+        return Text(f"{value:.2f}")
+    if isinstance(value, list) and all(isinstance(item, str | int | float) for item in value):
+        text = ", ".join(str(item) for item in value)
+    elif isinstance(value, list | dict):
+        text = orjson.dumps(value, default=str).decode()
+    else:
+        text = str(value)
+    return Text(text if len(text) <= LONGEST_CELL else text[: LONGEST_CELL - 1] + "…")
+
+
+def _print_json(value: Any) -> None:
+    def plain(other: Any) -> Any:
+        if isinstance(other, bytes):
+            return other.decode("utf-8", errors="replace")
+        if is_dataclass(other) and not isinstance(other, type):
+            return asdict(other)
+        return str(other)
+
+    text = orjson.dumps(
+        value, default=plain, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
+    )
+    output.file.write(text.decode() + "\n")
