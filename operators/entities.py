@@ -28,18 +28,20 @@ def find(
     step_id: str,  # noqa: ARG001 - bytewax reads it
     notes: Stream[Note],
     *,
-    model: str,
+    model: str | None,
     threads: int | None,
 ) -> Stream[Note]:
     """Add every occurrence of an entity to each note, with offsets into `note.document.text`.
 
-    Stateless, order kept; a micro-batch goes through the model together. Deleted notes pass untouched. `model` is a
-    name for `models.tagger.load_tagger`; it is loaded when the first text arrives, once per process, and shared by
-    its workers. Raises ModelError when it can't be loaded.
+    Stateless, order kept; a micro-batch goes through the model together. Deleted notes pass untouched, and all notes
+    do when `model` is None. `model` is a name for `models.tagger.load_tagger`; it is loaded when the first text
+    arrives, once per process, and shared by its workers. Raises ModelError when it can't be loaded.
     """
 
     def find_in_batch(batch: list[Note]) -> list[Note]:
-        return with_entities(_tagger(model, threads), batch) if any(map(_has_text, batch)) else batch
+        if model is None or not any(map(_has_text, batch)):
+            return batch
+        return with_entities(_tagger(model, threads), batch)
 
     return op.flat_map_batch("find", notes, find_in_batch)
 

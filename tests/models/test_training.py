@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.entity.loading import OWN_FOLDER, base_tokenizer
+from models.entity.network import LABELS
+from models.training import train
+from models.training.generator import Generator
+from models.training.markup import TYPES, Labelled, held_out, parse, score
+
+
+@pytest.fixture(scope="module")
+def generator() -> Generator:
+    return Generator(3)
+
+
+def test_the_bracket_notation_gives_text_and_spans() -> None:
+    assert parse("[PER Ada] saw [LOC New York] [x].") == Labelled(
+        "Ada saw New York [x].", ((0, 3, "PER"), (8, 16, "LOC"))
+    )
+
+
+def test_the_held_out_sentences_are_sixty_with_every_type_and_some_with_none() -> None:
+    sentences = held_out()
+    assert len(sentences) == 60
+    assert {kind for sentence in sentences for _, _, kind in sentence.spans} == set(TYPES)
+    assert sum(not sentence.spans for sentence in sentences) >= 8
+
+
+def test_held_out_sentences_are_not_templates() -> None:
+    stored = (OWN_FOLDER.parent / "training" / "templates.txt").read_text(encoding="utf-8")
+    assert not [one.text for one in held_out() if not one.spans and one.text in stored]
+
+
+def test_the_score_counts_exact_spans_only() -> None:
+    truth = [parse("[PER Ada] met [PER Tom] in [LOC Rome]."), parse("Nobody came.")]
+    result = score(truth, [[(0, 3, "PER"), (8, 11, "ORG"), (15, 20, "LOC")], [(0, 6, "PER")]])
+    assert (result["PER"].precision, result["PER"].recall) == (0.5, 0.5)
+    assert (result["ORG"].precision, result["ORG"].support) == (0, 0)
+    assert result["LOC"].f1 == 0
+    assert result["micro"].f1 == pytest.approx(2 / 7)
+    assert score(truth, [sentence.spans for sentence in truth])["micro"].f1 == 1
+
+
+def test_the_same_seed_gives_the_same_texts_and_another_gives_others() -> None:
+    first, again, other = (list(itertools.islice(Generator(seed).texts(), 20)) for seed in (5, 5, 6))
+    assert first == again
+    assert first != other
+
+
+def test_generated_spans_are_ordered_and_hold_names(generator: Generator) -> None:
+    seen = set()
+    for labelled in itertools.islice(generator.texts(), 400):
+        end = 0
+        for start, stop, kind in labelled.spans:
+            assert end <= start < stop <= len(labelled.text)
+            assert labelled.text[start:stop].strip() == labelled.text[start:stop]
+            assert not labelled.text[start:stop].startswith("the ")
+            end = stop
+            seen.add(kind)
+        assert "{" not in labelled.text
+    assert seen == set(TYPES)
+
+
+def test_every_slot_of_templates_and_lists_is_defined(generator: Generator) -> None:
+    for choices in (*generator._lists.values(), *generator._templates.values()):
+        for choice in choices:
+            assert choice
+            generator._expand(choice)
+
+
+def test_sentences_of_the_manual_have_no_capital_but_the_first(generator: Generator) -> None:
+    assert len(generator._manual) > 500
+    assert not [one for one in generator._manual if any(map(str.isupper, one[1:]))]
+
+
+def test_labels_stand_on_the_first_piece_of_each_word_of_a_name() -> None:
+    example = train.encode(parse("[PER Wojciechowska Nowak] saw [PER Tom] [LOC Oslo]"))
+    tokens = base_tokenizer().encode("Wojciechowska Nowak saw Tom Oslo").tokens
+    labels = {
+        token: LABELS[label] for token, label in zip(tokens, example.labels, strict=True) if label != train._IGNORED
+    }
+    assert list(labels.values()) == ["B-PER", "I-PER", "O", "B-PER", "B-LOC"]
+    assert example.labels[0] == example.labels[-1] == train._IGNORED
+    assert len(tokens) > len(labels) + 2
+
+
+def test_every_generated_name_gets_a_label(generator: Generator) -> None:
+    for labelled in itertools.islice(generator.texts(), 300):
+        begun = sum(LABELS[label].startswith("B-") for label in train.encode(labelled).labels if label >= 0)
+        assert begun == len(labelled.spans)
+
+
+def test_training_writes_weights_that_can_be_loaded_and_scored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    threads = str(torch.get_num_threads())
+    train.main(["--out", str(tmp_path), "--steps", "2", "--batch-tokens", "200", "--threads", threads])
+    shown = capsys.readouterr()
+    assert "step 2/2" in shown.err
+    assert [line.split()[0] for line in shown.out.splitlines()] == [*TYPES, "micro"]
+    assert (tmp_path / "model.safetensors").stat().st_size < 25_000_000
+
+
+def test_the_same_seed_gives_the_same_weights() -> None:
+    first, again = (train.train(seed=2, steps=1, batch_tokens=100, rate=1e-3) for _ in range(2))
+    for name, tensor in first.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+
+
+def test_the_shipped_model_is_small_and_reaches_its_least_quality() -> None:
+    assert (OWN_FOLDER / "model.safetensors").stat().st_size <= 25_000_000
+    result = train.score_held_out(str(OWN_FOLDER))
+    assert result["micro"].f1 >= 0.6

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import bytewax.operators as op
+import pytest
+from bytewax.dataflow import Dataflow
+from bytewax.testing import TestingSink, TestingSource, cluster_main, run_main
+
+from core.errors import ModelError
+from core.records import Document, Entity, Event, Note, Position, RawRecord
+from models import tagger as tagger_module
+from models.tagger import Tagger, load_tagger
+from operators import entities
+
+NOW = datetime(2026, 11, 23, 8, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def tagger() -> Tagger:
+    return load_tagger("embedded", threads=None)
+
+
+def note(text: str, *, deleted: bool = False) -> Note:
+    record = RawRecord(b"", "key", NOW, Position("shard", 1))
+    event = Event("event", "note", "files", "bucket", "key", None, 0, None, {}, NOW, deleted=deleted, record=record)
+    document = Document(event, text, "text/plain", text, "", "{}", (), (), "en", len(text.split()), len(text))
+    return Note(document, "1")
+
+
+NOTES = [
+    note("Angela Merkel met Emmanuel Macron in Paris. Paris was cold."),
+    note("", deleted=True),
+    note("We walked home and made dinner."),
+    note("Maria Silva moved to Lisbon."),
+]
+
+
+def flow_of(notes: list[Note], out: list[Note], *, model: str | None = "embedded", batch_size: int = 10) -> Dataflow:
+    flow = Dataflow("test")
+    stream = op.input("in", flow, TestingSource(notes, batch_size=batch_size))
+    op.output("out", entities.find("entities", stream, model=model, threads=None), TestingSink(out))
+    return flow
+
+
+class Counting:
+    """Stands in for a tagger: the whole text is a person, and calls are kept."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[str]] = []
+
+    def find(self, texts: Sequence[str]) -> list[list[Entity]]:
+        self.calls.append(list(texts))
+        return [[Entity(text, "PER", 1.0, 0, len(text))] for text in texts]
+
+
+def test_every_occurrence_is_added_and_the_rest_of_the_note_stays(tagger: Tagger) -> None:
+    found = entities.with_entities(tagger, NOTES)
+    assert [(entity.text, entity.type) for entity in found[0].entities] == [
+        ("Angela Merkel", "PER"),
+        ("Emmanuel Macron", "PER"),
+        ("Paris", "LOC"),
+        ("Paris", "LOC"),
+    ]
+    for before, after in zip(NOTES, found, strict=True):
+        assert after.document is before.document
+        for entity in after.entities:
+            assert before.document.text[entity.start : entity.end] == entity.text
+
+
+def test_deleted_and_empty_notes_pass_untouched() -> None:
+    counting = Counting()
+    deleted, empty = note("Anna was here", deleted=True), note("")
+    assert [id(one) for one in entities.with_entities(counting, [deleted, empty])] == [id(deleted), id(empty)]  # type: ignore[arg-type]
+    assert not any(counting.calls) or counting.calls == [[]]
+
+
+def test_a_micro_batch_is_one_call_and_a_large_one_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    counting = Counting()
+    notes = [note(f"text {number}") for number in range(5)]
+    entities.with_entities(counting, notes)  # type: ignore[arg-type]
+    assert [len(call) for call in counting.calls if call] == [5]
+    counting.calls.clear()
+    monkeypatch.setattr(entities, "_SLICE_CHARS", 12)
+    found = entities.with_entities(counting, notes)  # type: ignore[arg-type]
+    assert [len(call) for call in counting.calls if call] == [2, 2, 1]
+    assert [one.entities[0].text for one in found] == [one.document.text for one in notes]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_operator_keeps_notes_and_order(workers: int) -> None:
+    out: list[Note] = []
+    flow = flow_of(NOTES * 2, out, batch_size=3)
+    if workers == 1:
+        run_main(flow)
+    else:
+        cluster_main(flow, [], 0, worker_count_per_proc=2)
+    assert [one.document.text for one in out] == [one.document.text for one in NOTES * 2]
+    assert [len(one.entities) for one in out] == [4, 0, 0, 2] * 2
+
+
+def test_workers_load_the_model_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = []
+
+    def load(name: str, *, threads: int | None) -> Counting:
+        loaded.append(name)
+        time.sleep(0.05)
+        return Counting()
+
+    monkeypatch.setattr(tagger_module, "load_tagger", load)
+    entities._loaded.cache_clear()
+    try:
+        workers = [threading.Thread(target=entities._tagger, args=("some", None)) for _ in range(4)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    finally:
+        entities._loaded.cache_clear()
+    assert loaded == ["some"]
+
+
+def test_a_missing_model_stops_the_flow_with_its_name() -> None:
+    with pytest.raises(ModelError, match="nonesuch/model"):
+        run_main(flow_of(NOTES, [], model="nonesuch/model"))
+
+
+def test_without_a_model_all_notes_pass_untouched() -> None:
+    out: list[Note] = []
+    run_main(flow_of(NOTES, out, model=None))
+    assert [id(one) for one in out] == [id(one) for one in NOTES]
+
+
+def test_a_flow_is_built_without_torch_and_without_the_model() -> None:
+    code = (
+        "import sys\n"
+        "import bytewax.operators as op\n"
+        "from bytewax.dataflow import Dataflow\n"
+        "from bytewax.testing import TestingSource\n"
+        "from operators import entities\n"
+        "entities.find('entities', op.input('in', Dataflow('test'), TestingSource([])), model='none', threads=None)\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
