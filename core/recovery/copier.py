@@ -32,7 +32,7 @@ from core.recovery.store import SnapshotStore
 from core.settings import load_settings
 from core.telemetry import configure_logging
 
-__all__ = ["DatabaseCopy", "copy_database", "main"]
+__all__ = ["RESUMED_STATE", "DatabaseCopy", "copy_database", "main"]
 
 POLL_SECONDS = 0.1
 BUSY_SECONDS = 5.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import shutil
 import signal
 import socket
@@ -21,7 +22,7 @@ import pytest
 from core import aws
 from core.errors import FencedError, SnapshotError
 from core.recovery import RestoredSnapshot, SnapshotStore, attach_to_bytewax_run, restore, session
-from core.recovery.copier import copy_database
+from core.recovery.copier import RESUMED_STATE, copy_database
 from core.recovery.directory import DATABASE, DirectoryLock, in_memory
 from core.settings import Settings
 
@@ -203,6 +204,31 @@ def _exactly(last: int) -> dict[str, int]:
     return {str(key): 2 * sum(1 for number in range(1, last + 1) if number % 5 == key) for key in range(5)}
 
 
+def _assert_every_snapshot_is_one_cut(settings: Settings) -> None:
+    """Compare the sources' positions with the counts, in the state that bytewax would resume from each snapshot."""
+    store = SnapshotStore(settings, flow="counting")
+    manifest = store.manifest()
+    assert manifest is not None
+    assert manifest.snapshots
+    for snapshot in manifest.snapshots:
+        with contextlib.closing(sqlite3.connect(":memory:")) as database:
+            database.deserialize(_without_log(store.content(snapshot)))
+            state = {
+                (step.split(".")[1], key): pickle.loads(change)
+                for step, key, _, change in database.execute(RESUMED_STATE, (snapshot.epoch,))
+            }
+        read = [state["numbers", partition] for partition in ("a", "b")]
+        for key in range(5):
+            expected = sum(1 for end in read for number in range(1, end + 1) if number % 5 == key)
+            assert state["count", str(key)] == expected, snapshot
+        assert min(read) > 0
+
+
+def _without_log(content: bytes) -> bytes:
+    # Bytes 18 and 19 say that a write-ahead log belongs to the file; SQLite can't have one in memory.
+    return content[:18] + b"\x01\x01" + content[20:]
+
+
 @pytest.mark.parametrize("arguments", [(), ("-w", "2")], ids=["1 worker", "2 workers"])
 def test_a_flow_killed_in_the_middle_goes_on_from_s3_on_an_empty_disk(
     runner: Runner, arguments: Sequence[str]
@@ -212,6 +238,7 @@ def test_a_flow_killed_in_the_middle_goes_on_from_s3_on_an_empty_disk(
     process.kill()
     process.wait()
     _eventually(lambda: not _copiers(runner.directory), "the copier outlived the flow")
+    _assert_every_snapshot_is_one_cut(runner.settings)
     last = runner.numbers_read() + 50
     shutil.rmtree(runner.directory)
     assert runner.start(*arguments, last=last).wait(60) == 0
@@ -233,6 +260,7 @@ def test_a_cluster_of_two_goes_on_as_one_process(runner: Runner) -> None:
         process.kill()
         process.wait()
     _eventually(lambda: not _copiers(runner.directory), "the copier outlived the flow")
+    _assert_every_snapshot_is_one_cut(runner.settings)
     last = runner.numbers_read() + 50
     shutil.rmtree(runner.directory)
     assert runner.start(last=last).wait(60) == 0
