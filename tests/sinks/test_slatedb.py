@@ -294,6 +294,18 @@ def test_more_rows_than_one_call_returns_are_all_read(store: Settings) -> None:
     assert len(keys(store, "concept/")) == 1100
 
 
+def test_commits_are_gathered_into_sorted_tables(store: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slatedb, "COMMITS_PER_TABLE", 4)
+    part = slatedb.MetadataSink(store).build_part("metadata.write", "part-00", None)
+    for sequence in range(1, 11):
+        _one_epoch(part, [note(f"n{sequence:02}", sequence), note("often", sequence, shard="shard-1")])
+    tables = obstore.list_with_delimiter(aws.object_store(store), "metadata/part-00/compacted/")["objects"]
+    assert len(tables) == 2
+    assert keys(store, "note/") == [*(f"note/n{number:02}" for number in range(1, 11)), "note/often"]
+    assert len(keys(store, "source/")) == slatedb.count_notes(store) == 11
+    part.close()
+
+
 def test_hostile_text_is_stored_and_found(store: Settings) -> None:
     hostile = note("a/b%", 1, title="half \ud800", entities=(("PER", "x/../y\x00"),), concepts=("c/d", "é" * 5000))
     write(store, [hostile])
