@@ -78,7 +78,8 @@ def split(text: str, *, tokenizer: Tokenizer, max_tokens: int, overlap_tokens: i
         raise ValueError(f"overlap_tokens={overlap_tokens} is not between 0 and half of max_tokens={max_tokens}")
     sound = well_formed(text)
     planned = list(_plan(sound, _token_starts(sound, tokenizer), max_tokens, overlap_tokens))
-    fitting = _fit(sound, planned, tokenizer, max_tokens)
+    # Halves of a chunk may end before the overlap of the next one begins.
+    fitting = sorted(_fit(sound, planned, tokenizer, max_tokens))
     return tuple(Chunk(index, text[start:end], start, end) for index, (start, end) in enumerate(fitting))
 
 

@@ -16,7 +16,8 @@ LONGEST_WORD = 25
 
 # A terminal prompt, an import, a definition or an assignment begins a line of a program, not of prose.
 _PROGRAM_LINE = re.compile(
-    r"\s*(>>>|\.\.\. |[$%] |#!|import [\w.]+( as \w+)?\s*$|from [\w.]+ import\b|(def|class) \w+\s*[(:]|[\w.\[\]]+ ?= )"
+    r"\s*(>>>|\.\.\. |[$%] |#!|import [\w.]+( as \w+)?\s*$|from [\w.]+ import\b"
+    r"|(def|class) \w+\s*[(:]|[\w.\[\]]+ ?= )"
 )
 # What stands around a word in prose, or parts it from the next; any other sign makes it code.
 _OPENING = "([{<\"'\u201c\u2018«*_`"

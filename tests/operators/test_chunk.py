@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
+from itertools import pairwise
 
 import bytewax.operators as op
 import pytest
@@ -52,7 +53,7 @@ def test_no_text_is_lost_and_every_chunk_fits(
     chunks = split(text, tokenizer=tokenizer, max_tokens=max_tokens, overlap_tokens=overlap_tokens)
     check(text, chunks, tokenizer, max_tokens)
     if not overlap_tokens:
-        assert all(one.end <= other.start for one, other in zip(chunks, chunks[1:], strict=False))
+        assert all(one.end <= other.start for one, other in pairwise(chunks))
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\n\t\u00a0"])
