@@ -43,17 +43,19 @@ def documents(
 
     Order is kept, and each event leaves as one document or one failure; a deletion leaves as an empty document.
     Stateless. Each worker has one child process for parsing, started with its first document; a document may take
-    `settings.parse_seconds` there and 2 GiB of memory, and whatever it does to that process costs only itself.
+    `settings.parse_seconds` of CPU time and 2 GiB of memory there; what it does to that process costs only itself.
 
     Raises PkmError when the child process can't be started.
     """
-    workers = threading.local()
+    # Workers of one process are threads that share this function. Not threading.local: the engine's threads get a new
+    # Python thread state, and so lose their locals, with every call.
+    parsers: dict[int, Parsers] = {}
 
     def extract(batch: list[FetchedEvent]) -> list[Document | Failure]:
-        # Workers of one process are threads that share this function.
-        if not hasattr(workers, "parsers"):
-            workers.parsers = Parsers(seconds=settings.parse_seconds)
-        return extract_batch(batch, parsers=workers.parsers)
+        worker = threading.get_ident()
+        if worker not in parsers:
+            parsers[worker] = Parsers(seconds=settings.parse_seconds)
+        return extract_batch(batch, parsers=parsers[worker])
 
     outcomes = op.flat_map_batch("extract", fetched, extract)
     split = op.branch("split", outcomes, lambda outcome: isinstance(outcome, Document))

@@ -57,19 +57,20 @@ def content(
     Raises UnreachableError when S3 does not answer after all retries or refuses us, MissingError when the bucket does
     not exist.
     """
-    workers = threading.local()
+    # Workers of one process are threads that share this function. Not threading.local: the engine's threads get a new
+    # Python thread state, and so lose their locals, with every call.
+    fetchers: dict[int, Fetcher] = {}
 
     def fetch_batch(batch: list[Event]) -> list[FetchedEvent | Failure]:
-        # Workers of one process are threads that share this function.
-        if not hasattr(workers, "fetcher"):
-            workers.fetcher = Fetcher(
+        worker = threading.get_ident()
+        if worker not in fetchers:
+            fetchers[worker] = Fetcher(
                 open_store(settings),
                 bucket=settings.bucket,
                 max_object_bytes=settings.max_object_bytes,
                 concurrency=settings.fetch_concurrency,
             )
-        fetcher: Fetcher = workers.fetcher
-        return fetcher.fetch(batch)
+        return fetchers[worker].fetch(batch)
 
     outcomes = op.flat_map_batch("fetch", events, fetch_batch)
     split = op.branch("split", outcomes, lambda outcome: isinstance(outcome, FetchedEvent))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from operators.formats.detect import Format
     from operators.formats.extracted import Extracted, Refused
 
-__all__ = ["extract", "start"]
+__all__ = ["extract", "extract_within", "start"]
 
 _PR_SET_PDEATHSIG: Final = 1
 
@@ -43,8 +43,21 @@ def start(parent: int, memory_bytes: int) -> None:
         module.read("<p>warm</p>" if module is not json_text else "{}")
 
 
+def extract_within(seconds: float, text: str, document_format: Format, *, declared: bool) -> Extracted | Refused:
+    """Do `extract`; the kernel ends this process with SIGPROF when that takes more than `seconds` of CPU time.
+
+    CPU time, because on a busy machine wall time would turn good documents into failures. A signal that no handler
+    catches, because a parser stuck in C would never get to run the handler.
+    """
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        return extract(text, document_format, declared=declared)
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
 def extract(text: str, document_format: Format, *, declared: bool) -> Extracted | Refused:
-    """Read one document; never raises. A document that only looked like JSON or Markdown is read as plain text."""
+    """Read one document; never raises. A document that only looked like JSON is read as plain text."""
     from dataclasses import replace
 
     from operators.formats import language

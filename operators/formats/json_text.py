@@ -11,6 +11,7 @@ from operators.formats.extracted import Extracted, Refusal, clean, links_in, one
 
 __all__ = ["read"]
 
+LARGE_CHARACTERS = 1024**2
 TITLE_KEYS = ("title", "name", "headline", "subject")
 _ONLY_AN_ADDRESS = re.compile(r"(?:https?://|mailto:)\S+")
 
@@ -25,6 +26,9 @@ def read(content: str) -> Extracted:
     except orjson.JSONDecodeError as error:
         if error.msg.startswith("depth limit"):
             raise Refusal("TooDeep", "JSON is nested deeper than 1024 levels") from None
+        # orjson names memory for some small texts that are only cut off, too.
+        if "memory" in error.msg and len(content) > LARGE_CHARACTERS:
+            raise Refusal("OutOfMemory", "reading the JSON takes more memory than a parser may have") from None
         # The position only: orjson's text can quote the document.
         raise Refusal("NotJson", f"not valid JSON at line {error.lineno}, column {error.colno}") from None
     strings = _strings(value)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import signal
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import CancelledError
@@ -29,6 +30,7 @@ __all__ = ["MEMORY_BYTES", "START_SECONDS", "Parsers", "Task"]
 
 MEMORY_BYTES = 2 * 1024**3
 START_SECONDS = 60.0
+WALL_FACTOR = 6
 ATTEMPTS = 3
 
 Task = tuple[str, Format, bool]
@@ -38,11 +40,13 @@ Task = tuple[str, Format, bool]
 class Parsers:
     """One child process that reads documents, started at the first one and again whenever one was its end.
 
-    Belongs to one thread. `close` ends the process; so does the object's end, and the worker's, even by SIGKILL.
+    A document may take `seconds` of CPU time, and six times that by the clock. Belongs to one thread. `close` ends
+    the process; so does the object's end, and the worker's, even by SIGKILL.
     """
 
     def __init__(self, *, seconds: float, memory_bytes: int = MEMORY_BYTES) -> None:
         self._seconds = seconds
+        self._wall_seconds = seconds * WALL_FACTOR
         self._memory_bytes = memory_bytes
         self._pool: ProcessPool | None = None
         self._finalizer: weakref.finalize[[ProcessPool], Parsers] | None = None
@@ -50,7 +54,7 @@ class Parsers:
     def read(self, tasks: Sequence[Task]) -> list[Extracted | Refused]:
         """Read all documents; results stand in the order of `tasks`.
 
-        A document that takes longer than the limit, or ends the process twice, is refused; the others are read.
+        A document that takes longer than its limit, or ends the process twice, is refused; the others are read.
         Raises PkmError when the process can't be started or keeps vanishing.
         """
         results: list[Extracted | Refused | None] = [None] * len(tasks)
@@ -95,14 +99,15 @@ class Parsers:
         for index, future in futures:
             try:
                 # Its predecessors are done, so this one is running, or waits for the process to start.
-                results[index] = future.result(timeout=START_SECONDS + self._seconds)
-            except ProcessExpired:
-                crashed.append(index)
+                results[index] = future.result(timeout=START_SECONDS + self._wall_seconds)
+            except ProcessExpired as expired:
+                if expired.exitcode == -signal.SIGPROF:
+                    results[index] = self._timed_out()
+                else:
+                    crashed.append(index)
             except TimeoutError:
                 if future.done():
-                    results[index] = Refused(
-                        "TimedOut", f"the document takes its parser longer than {self._seconds:g} seconds"
-                    )
+                    results[index] = self._timed_out()
                 else:
                     unread.append(index)
                     self.close()
@@ -111,6 +116,9 @@ class Parsers:
         if unread:
             self.close()
         return crashed, unread
+
+    def _timed_out(self) -> Refused:
+        return Refused("TimedOut", f"the document takes its parser longer than {self._seconds:g} seconds")
 
     def _schedule(self, task: Task) -> ProcessFuture[Extracted | Refused]:
         if self._pool is None:
@@ -124,7 +132,10 @@ class Parsers:
             self._finalizer = weakref.finalize(self, _stop, self._pool)
         text, document_format, declared = task
         future: ProcessFuture[Extracted | Refused] = self._pool.schedule(
-            child.extract, args=(text, document_format), kwargs={"declared": declared}, timeout=self._seconds
+            child.extract_within,
+            args=(self._seconds, text, document_format),
+            kwargs={"declared": declared},
+            timeout=self._wall_seconds,
         )
         return future
 

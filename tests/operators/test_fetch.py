@@ -99,12 +99,20 @@ def test_two_workers_of_one_process_do_not_share_an_event_loop(settings: Setting
         obstore.put(store, f"{number}", b"%d" % number)
     events = [event(f"{number}", bucket=settings.bucket) for number in range(20)]
     fetched: list[FetchedEvent] = []
+    opened: list[Settings] = []
+
+    def open_store(of: Settings) -> S3Store:
+        opened.append(of)
+        return aws.object_store(of)
+
     flow = Dataflow("test")
     stream = op.redistribute("spread", op.input("in", flow, TestingSource(events, batch_size=3)))
-    out = fetch.content("fetch", stream, settings=settings)
+    out = fetch.content("fetch", stream, settings=settings, open_store=open_store)
+    assert opened == []
     op.output("fetched", out.fetched, TestingSink(fetched))
     cluster_main(flow, [], 0, worker_count_per_proc=2)
     assert sorted(int(found.content) for found in fetched) == list(range(20))
+    assert len(opened) == 2
 
 
 def test_an_empty_object_is_fetched(settings: Settings) -> None:
