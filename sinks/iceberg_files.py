@@ -59,12 +59,15 @@ def write_table(table: Table, data: pa.Table) -> list[DataFile]:
             reraise=True,
         ):
             with attempt:
-                return list(_dataframe_to_data_files(table.metadata, data, table.io))
+                files = list(_dataframe_to_data_files(table.metadata, data, table.io))
     except OSError as error:
         raise UnreachableError(
             f"a data file of {'.'.join(table.name())} can't be written to {table.location()}: {error}"
         ) from error
-    raise AssertionError("tenacity either returns or raises")
+    for file in files:
+        # pyiceberg sets it only on files that it read from a manifest, and needs it to read one.
+        file.spec_id = table.metadata.default_spec_id
+    return files
 
 
 def without_keys(table: Table, files: Iterable[DataFile], columns: Sequence[str], keys: Collection[Key]) -> pa.Table:
