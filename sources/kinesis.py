@@ -225,8 +225,6 @@ class _KinesisPartition(StatefulSourcePartition[RawRecord | Watermark, Mapping[s
             reading.caught_up_once = True
             reading.idle_seconds = min(reading.idle_seconds * 1.5, IDLE_SECONDS)
             reading.due = self._monotonic() + reading.idle_seconds
-        if self._until_caught_up and reading.caught_up_once:
-            reading.due = self._monotonic() + LIST_SECONDS
         reading.iterator = read.next_iterator
         # A closed shard gets no more records, so its end is final also where the service goes on giving iterators.
         closed = (

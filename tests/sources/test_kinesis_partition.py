@@ -24,7 +24,7 @@ from core.errors import MissingError, UnreachableError
 from core.records import RawRecord, Watermark
 from sources.kinesis import _KinesisPartition
 from sources.kinesis_client import StreamReader
-from sources.kinesis_shards import PartitionState, ShardStart
+from sources.kinesis_shards import PartitionState, ShardStart, ShardState
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
@@ -282,6 +282,25 @@ def test_children_that_appear_while_it_runs_are_found_at_once_when_their_parent_
     runner.run(4)
     assert runner.data == ["parent", "shardId-000000000001", "shardId-000000000002"]
     assert stream.time - split_at < timedelta(seconds=6)
+
+
+def test_catching_up_looks_for_the_children_of_a_shard_that_has_ended_meanwhile() -> None:
+    stream = MemoryStream()
+    runner = Runner(stream, until_caught_up=True)
+    runner.step()
+    stream.put(stream.add_shard("shardId-000000000000"), "child")
+    runner.finish()
+    assert runner.data == ["child"]
+
+
+def test_a_caught_up_read_speaks_of_a_second_before_the_servers_answer() -> None:
+    stream = MemoryStream()
+    reader = StreamReader(stream, "notes", now=lambda: NOON + timedelta(days=1))  # type: ignore[arg-type]
+    iterator = reader.shard_iterator("shardId-000000000000", ShardState("trim-horizon"))
+    stream.time += timedelta(milliseconds=900)
+    read = reader.read("shardId-000000000000", iterator, limit=1)
+    assert read is not None
+    assert (read.caught_up, read.time) == (True, NOON - timedelta(seconds=1))
 
 
 def test_latest_means_the_first_start_also_after_a_restart_before_the_first_record() -> None:
