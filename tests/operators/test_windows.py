@@ -309,3 +309,12 @@ def test_a_partition_that_reports_an_older_watermark_changes_nothing() -> None:
     logic.on_batch([watermark(0, 10)])
     emitted, _ = logic.on_batch(_aggregate(LENGTH, [replace(document(1, 0))]))
     assert [type(one) for one in emitted] == [Failure]
+
+
+def test_a_snapshot_does_not_change_after_it_was_taken() -> None:
+    logic = _Windows(LENGTH, LATENESS, None)
+    logic.on_batch([*_aggregate(LENGTH, [document(1, 0)]), watermark(0, 0)])
+    snapshot = logic.snapshot()
+    frozen = pickle.dumps(snapshot)
+    logic.on_batch([*_aggregate(LENGTH, [document(2, 1)]), watermark(0, 10)])
+    assert pickle.dumps(snapshot) == frozen
