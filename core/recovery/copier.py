@@ -55,7 +55,7 @@ RESUMED_STATE = """
     GROUP BY step_id, state_key ORDER BY step_id, state_key
 """
 
-_log = structlog.get_logger(module=__name__)
+_log = structlog.get_logger(module="core.recovery.copier")
 
 
 @dataclass(frozen=True, slots=True)

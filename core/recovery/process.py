@@ -61,7 +61,8 @@ class CopierProcess:
             return self._process.wait()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(self._command, env=self._environment, stdin=subprocess.PIPE)
+        # A process group of its own: Ctrl-C is for the flow, and may come before the copier can ignore it.
+        return subprocess.Popen(self._command, env=self._environment, stdin=subprocess.PIPE, process_group=0)
 
     def _watch(self) -> None:
         while True:
