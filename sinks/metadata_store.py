@@ -137,7 +137,7 @@ def _object_store(settings: Settings) -> uniffi.ObjectStore:
 
 
 @contextlib.contextmanager
-def faults(settings: Settings, part: str, doing: str) -> Iterator[None]:
+def faults(settings: Settings, part: str | None, doing: str) -> Iterator[None]:
     """Turn SlateDB's errors into ours.
 
     Raises FencedError when a newer writer has the part, UnreachableError when the object store failed all retries,

@@ -32,6 +32,7 @@ from core.records import Note
 from core.settings import Settings
 from core.telemetry import COMMITS
 from sinks import metadata_keys, metadata_store
+from sinks.async_thread import AsyncThread
 from sinks.metadata_records import changes
 from sinks.metadata_store import check_store, create_store
 from sinks.versions import newest_versions, uncommitted
@@ -97,16 +98,16 @@ class MetadataSink(FixedPartitionedSink[Note, str]):
 
 
 class MetadataPart(StatefulSinkPartition[Note, str]):
-    """The one writer of a database. SlateDB works on threads of its own; the loop here only waits for it."""
+    """The one writer of a database."""
 
     def __init__(self, settings: Settings, name: str) -> None:
         self._settings = settings
         self._name = name
         self._pending: list[Note] = []
         self._fenced = False
-        self._runner = asyncio.Runner()
+        self._thread = AsyncThread(f"metadata-{name}")
         # The engine drops partitions without closing them when any step of the flow fails.
-        self._close_runner = weakref.finalize(self, self._runner.close)
+        self._close_thread = weakref.finalize(self, self._thread.close)
         self._db = self._run("open", metadata_store.open_writer(settings, name))
         stored = self._run("read marker", self._db.get(metadata_keys.MARKER_KEY))
         self._marker = Marker.from_json(stored) if stored else Marker()
@@ -158,12 +159,12 @@ class MetadataPart(StatefulSinkPartition[Note, str]):
             if not self._fenced:
                 self._run("close", self._db.shutdown())
         finally:
-            self._close_runner()
+            self._close_thread()
 
     def _run(self, doing: str, work: Coroutine[Any, Any, _T]) -> _T:
         try:
             with metadata_store.faults(self._settings, self._name, doing):
-                return self._runner.run(_within_patience(work))
+                return self._thread.run(work, seconds=PATIENCE.total_seconds())
         except FencedError:
             self._fenced = True
             raise
@@ -171,11 +172,6 @@ class MetadataPart(StatefulSinkPartition[Note, str]):
 
 def _flush_type(commit_number: int) -> uniffi.FlushType:
     return uniffi.FlushType.WAL if commit_number % COMMITS_PER_TABLE else uniffi.FlushType.MEM_TABLE
-
-
-async def _within_patience(work: Coroutine[Any, Any, _T]) -> _T:
-    async with asyncio.timeout(PATIENCE.total_seconds()):
-        return await work
 
 
 def get_note(settings: Settings, note_id: str) -> dict[str, Any] | None:
@@ -230,7 +226,7 @@ class _Reader:
 
     settings: Settings
     part: str
-    runner: asyncio.Runner
+    thread: AsyncThread
     database: uniffi.DbReader
 
     def get(self, key: bytes) -> bytes | None:
@@ -244,7 +240,7 @@ class _Reader:
 
     def _run(self, work: Coroutine[Any, Any, _T]) -> _T:
         with metadata_store.faults(self.settings, self.part, "read"):
-            return self.runner.run(_within_patience(work))
+            return self.thread.run(work, seconds=PATIENCE.total_seconds())
 
 
 @contextmanager
@@ -254,21 +250,23 @@ def _readers(settings: Settings, parts: list[str]) -> Iterator[list[_Reader]]:
 
     async def open_one(part: str) -> uniffi.DbReader:
         with metadata_store.faults(settings, part, "open"):
-            return await _within_patience(metadata_store.open_reader(settings, part))
+            return await metadata_store.open_reader(settings, part)
 
     async def open_all() -> list[uniffi.DbReader | BaseException]:
         return await asyncio.gather(*map(open_one, written), return_exceptions=True)
 
     async def close_all(databases: list[uniffi.DbReader]) -> None:
-        await asyncio.gather(*(_within_patience(database.shutdown()) for database in databases))
+        await asyncio.gather(*(database.shutdown() for database in databases))
 
-    with asyncio.Runner() as runner:
-        opened = runner.run(open_all())
+    with AsyncThread("metadata-readers") as thread:
+        with metadata_store.faults(settings, None, "open"):
+            opened = thread.run(open_all(), seconds=PATIENCE.total_seconds())
         try:
             for database in opened:
                 if isinstance(database, BaseException):
                     raise database
-            yield [_Reader(settings, part, runner, each) for part, each in zip(written, opened, strict=True)]
+            yield [_Reader(settings, part, thread, each) for part, each in zip(written, opened, strict=True)]
         finally:
-            with metadata_store.faults(settings, "*", "close"):
-                runner.run(close_all([each for each in opened if not isinstance(each, BaseException)]))
+            with metadata_store.faults(settings, None, "close"):
+                readers = [each for each in opened if not isinstance(each, BaseException)]
+                thread.run(close_all(readers), seconds=PATIENCE.total_seconds())

@@ -1,0 +1,64 @@
+"""Runs coroutines on a thread of its own, for libraries whose callbacks a signal must not break into.
+
+SlateDB's binding resumes a future from a C callback. Python runs signal handlers between any two steps of the main
+thread, callbacks included, and drops what they raise there: the interrupt would be lost and the future never end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+__all__ = ["AsyncThread"]
+
+_T = TypeVar("_T")
+
+
+class AsyncThread:
+    """An event loop on its own thread, until it is closed."""
+
+    def __init__(self, name: str) -> None:
+        self._started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+        # A daemon: a process that ends without closing it must not wait for it.
+        self._thread = threading.Thread(target=asyncio.run, args=(self._serve(),), name=name, daemon=True)
+        self._thread.start()
+        self._loop, self._stop = self._started.result()
+
+    async def _serve(self) -> None:
+        stop = asyncio.Event()
+        self._started.set_result((asyncio.get_running_loop(), stop))
+        await stop.wait()
+
+    def run(self, work: Coroutine[Any, Any, _T], *, seconds: float) -> _T:
+        """Return what `work` returns or raise what it raises; TimeoutError when it takes more than `seconds`.
+
+        An interrupt of the calling thread cancels the work.
+        """
+        running = asyncio.run_coroutine_threadsafe(_within(work, seconds), self._loop)
+        try:
+            return running.result()
+        finally:
+            running.cancel()
+
+    def close(self) -> None:
+        """Cancel what still runs, close the loop and end the thread; closing again does nothing."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stop.set)
+            self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+async def _within(work: Coroutine[Any, Any, _T], seconds: float) -> _T:
+    async with asyncio.timeout(seconds):
+        return await work
