@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -205,3 +206,20 @@ def test_the_guide_shows_the_files_that_exist() -> None:
     named = set(re.findall(r"\b(?:k8s|docker)/[\w./-]+\w", guide))
     assert named
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
+def test_the_policy_names_single_actions_on_what_the_settings_name() -> None:
+    guide = (ROOT / "docs" / "deploy.md").read_text()
+    (block,) = re.findall(r"```json\n(.*?)```", guide, re.DOTALL)
+    variables = environment_file(BASE / "settings.env")
+    for statement in json.loads(block)["Statement"]:
+        actions = statement["Action"] if isinstance(statement["Action"], list) else [statement["Action"]]
+        resources = statement["Resource"] if isinstance(statement["Resource"], list) else [statement["Resource"]]
+        assert not [action for action in actions if "*" in action]
+        for resource in resources:
+            service, name = resource.split(":")[2], resource.split(":", 5)[5]
+            assert service in {"kinesis", "s3", "glue"}
+            if service == "kinesis":
+                assert name == f"stream/{variables['PKM_STREAM']}"
+            elif service == "s3":
+                assert name.split("/")[0] == variables["PKM_BUCKET"]
