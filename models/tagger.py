@@ -39,6 +39,8 @@ _TYPES = {
 }  # fmt: skip
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _PARAGRAPH = re.compile(r"\n\s*\n")
+# The last six are typographic dashes and quotation marks.
+_EDGES = frozenset("-*_`'\":;,/|<>=~^\u2013\u2014\u2018\u2019\u201c\u201d")
 
 _Integers = npt.NDArray[np.int64]
 _Floats = npt.NDArray[np.float32]
@@ -168,7 +170,7 @@ class Tagger:
         for kind, start, end, score in _spans(text, offsets, words, probabilities, self._kinds):
             start, end = _trimmed(text, max(start, end_of_previous), end)
             name = text[start:end]
-            if any(map(str.isalnum, name)) and (not self._network.needs_capital or _may_be_name(name)):
+            if any(map(str.isalpha, name)) and (not self._network.needs_capital or _may_be_name(name)):
                 end_of_previous = end
                 yield Entity(name, kind, score, start, end)
 
@@ -212,11 +214,16 @@ def _with_marks(text: str, end: int, limit: int) -> int:
 
 
 def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
-    while start < end and text[start].isspace():
+    while start < end and _is_edge(text[start]):
         start += 1
-    while start < end and text[end - 1].isspace():
+    while start < end and _is_edge(text[end - 1]):
         end -= 1
     return start, end
+
+
+def _is_edge(character: str) -> bool:
+    # Full stops and brackets may belong to a name: Corp., Union (UK).
+    return character.isspace() or character in _EDGES
 
 
 def _may_be_name(name: str) -> bool:

@@ -87,7 +87,7 @@ def test_words_without_names_give_nothing(tagger: Tagger) -> None:
 
 
 def test_texts_in_one_call_do_not_change_each_other(tagger: Tagger) -> None:
-    texts = [SENTENCE, "Anna lives in Oslo. " * 60, "", "We flew to Lisbon with Maria Silva."]
+    texts = [SENTENCE, "Anna lives in Oslo. " * 40, "", "We flew to Lisbon with Maria Silva."]
     together = tagger.find(texts)
     for text, found in zip(texts, together, strict=True):
         alone = tagger.find([text])[0]
@@ -107,18 +107,18 @@ ODD = [
 ]
 
 
-@given(st.text(alphabet=st.characters(), max_size=60) | st.sampled_from(["", *ODD]))
-@settings(deadline=None, max_examples=80)
-@example(" ".join(ODD))
-def test_whatever_the_text_offsets_hold_and_entities_do_not_overlap(text: str) -> None:
-    inside = f"Anna met {text} in Paris."
-    alone, within = _shared().find([text, inside])
-    check(text, alone)
-    check(inside, within)
+@given(st.lists(st.text(alphabet=st.characters(), max_size=30), max_size=8))
+@settings(deadline=None, max_examples=15)
+@example(["", *ODD])
+def test_whatever_the_text_offsets_hold_and_entities_do_not_overlap(texts: list[str]) -> None:
+    # Alone a random text holds no names; inside a sentence some of it is taken for one.
+    all_texts = [*texts, *(f"Anna {text} met Tom in {text}." for text in texts)]
+    for text, found in zip(all_texts, _shared().find(all_texts), strict=True):
+        check(text, found)
 
 
 @given(st.text(alphabet=st.characters() | st.sampled_from("ABCxyz \n\u0301"), max_size=80))
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 def test_offsets_hold_for_a_model_that_finds_names_everywhere(text: str) -> None:
     check(text, Tagger(CapitalWords(), base_tokenizer()).find([text])[0])
 
@@ -178,8 +178,21 @@ def test_a_name_does_not_reach_over_a_blank_line() -> None:
     assert [entity.text for entity in found] == ["Ada\nLovelace", "Tom", "Jones"]
 
 
+def test_quotes_and_dashes_around_a_name_and_bare_numbers_are_no_entities() -> None:
+    class Everything(CapitalWords):
+        def features(
+            self, text: str, offsets: Sequence[tuple[int, int]], words: Sequence[int | None]
+        ) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
+            return np.ones((len(offsets), 1), dtype=np.int64)
+
+    found = Tagger(Everything(window_tokens=50), base_tokenizer()).find(
+        ["it '-Ray Inc.-' it", "it 4711 it", "it -- it"]
+    )
+    assert [[entity.text for entity in entities] for entities in found] == [["Ray Inc."], [], []]
+
+
 def test_case_features_tell_words_apart() -> None:
-    text = "Anna uses HTTP.\n\n# Getting Started\nSee x2, 42 and iPhone."
+    text = "Anna uses HTTP.\n\n# Getting Started\nSee 42 and iPhone."
     encoding = base_tokenizer().encode(text, add_special_tokens=False)
     rows = features(text, encoding.offsets, encoding.word_ids)
     shown = dict(zip((text[start:end] for start, end in encoding.offsets), map(tuple, rows.tolist()), strict=True))
@@ -188,7 +201,7 @@ def test_case_features_tell_words_apart() -> None:
     assert shown["HTTP"][0] == 4
     assert shown["Getting"] == (2, 1, 2)
     assert shown["Started"] == (2, 3, 2)
-    assert [shown[word][0] for word in ("x2", "42")] == [8, 7]
+    assert [shown[word][0] for word in ("42", "iPhone")] == [7, 6]
     assert shown["See"] == (2, 1, 1)
     assert (rows < np.array(FEATURES)).all()
 
