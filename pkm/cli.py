@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -37,12 +39,22 @@ def main() -> None:
     """Run the command line; a PkmError becomes one line on standard error and exit code 1."""
     try:
         app()
+        code = 0
     except PkmError as error:
         screen.complain(str(error))
-        sys.exit(1)
-    except KeyboardInterrupt:
-        screen.complain("interrupted")
-        sys.exit(130)
+        code = 1
+    except SystemExit as ending:
+        code = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
+    _leave(code)
+
+
+def _leave(code: int) -> NoReturn:
+    # The Rust clients keep threads that may let go of a Python object just now. While the interpreter is torn down
+    # that aborts the process (exit code 134), so it ends without being torn down once its own clean-up is done.
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _settings() -> Settings:
@@ -123,8 +135,12 @@ def run(
     if until_caught_up:
         settings = settings.model_copy(update={"until_caught_up": True})
     check_world(settings, flow=flow)
-    with _terminated_like_interrupted(), screen.flow_progress(quiet=as_json):
-        result = run_flow(settings, flow=flow, workers=workers)
+    try:
+        with _terminated_like_interrupted(), screen.flow_progress(quiet=as_json):
+            result = run_flow(settings, flow=flow, workers=workers)
+    except KeyboardInterrupt:
+        screen.step(f"flow {flow} was stopped; the next run resumes where its last snapshot is")
+        return
     screen.show_fields(result, title=f"flow {flow} ended", as_json=as_json)
 
 

@@ -49,16 +49,19 @@ def run_sql(settings: Settings, query: str) -> list[dict[str, Any]]:
             connection.register("scanned", iceberg_catalog.scan(settings, name))
             connection.execute(f'create table "{namespace}"."{table}" as select * from scanned')  # noqa: S608 - the name is one of ours
             connection.unregister("scanned")
+        connection.execute("set timezone = 'UTC'")
+        connection.execute("set temp_directory = ''")
         connection.execute("set enable_external_access = false")
         connection.execute("set lock_configuration = true")
         try:
-            result = connection.execute(query)
-            columns = [column[0] for column in result.description or ()]
-            return [dict(zip(columns, row, strict=True)) for row in result.fetchall()]
+            # Through Arrow, since DuckDB's own conversion of times with a zone needs another package.
+            relation = connection.sql(query)
+            rows: list[dict[str, Any]] = relation.to_arrow_table().to_pylist() if relation else []
         except duckdb.CatalogException as error:
             raise MissingError(f"{_first_line(error)} The tables are: {', '.join(sorted(known))}") from error
         except duckdb.Error as error:
             raise QueryError(f"the query failed: {_first_line(error)}") from error
+    return rows
 
 
 def _first_line(error: Exception) -> str:

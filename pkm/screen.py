@@ -155,22 +155,21 @@ def show_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool, title: str | 
 
 
 def show_hits(hits: Sequence[SearchHit], *, as_json: bool) -> None:
-    """Print search results, best first."""
+    """Print search results, best first, a line each."""
     if as_json:
         _print_json([asdict(hit) for hit in hits])
         return
-    show_rows(
-        [
-            {
-                "score": f"{hit.score:.2f}",
-                "source": hit.source,
-                "note": hit.note_id,
-                "text": " ".join(hit.text.split()),
-            }
-            for hit in hits
-        ],
-        as_json=False,
-    )
+    if not hits:
+        output.print("nothing found", style="dim")
+        return
+    table = Table(pad_edge=False, box=None, header_style="bold", expand=True)
+    table.add_column("score", justify="right")
+    table.add_column("source", no_wrap=True)
+    table.add_column("note", no_wrap=True, style="dim", min_width=32)
+    table.add_column("text", no_wrap=True, overflow="ellipsis", ratio=1)
+    for hit in hits:
+        table.add_row(f"{hit.score:.2f}", _cell(hit.source), _cell(hit.note_id), _cell(" ".join(hit.text.split())))
+    output.print(table)
 
 
 def show_note(note: Mapping[str, Any], *, as_json: bool) -> None:
