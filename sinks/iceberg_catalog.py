@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import re
+import threading
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any, cast
 
+import botocore.session
 import pyarrow as pa  # type: ignore[import-untyped]
 import tenacity
 from botocore.exceptions import BotoCoreError, ClientError
@@ -65,6 +68,8 @@ CLIENT_PROPERTIES: dict[str, Any] = {
     "s3.request-timeout": "30",
 }
 
+_CONNECTING = threading.Lock()
+
 OUTSIDE_FAULTS: tuple[type[Exception], ...] = (OSError, BotoCoreError, ClientError, RESTError, SQLAlchemyError)
 """What the catalogs and the object store raise when they do not answer, or refuse."""
 
@@ -79,7 +84,18 @@ def load(settings: Settings) -> Catalog:
 
 
 def _connect(settings: Settings) -> Catalog:
-    return load_catalog("pkm", **aws.catalog_properties(settings), **CLIENT_PROPERTIES)
+    properties: dict[str, Any] = {**aws.catalog_properties(settings), **CLIENT_PROPERTIES}
+    # Clients can be shared between threads, making them can't.
+    with _CONNECTING:
+        if settings.catalog == "glue":
+            properties["botocore_session"] = _botocore_session()
+        return load_catalog("pkm", **properties)
+
+
+@lru_cache(maxsize=1)
+def _botocore_session() -> botocore.session.Session:
+    # It remembers Glue's service description, which takes 50 ms to read: each command loads the catalog often.
+    return botocore.session.get_session()
 
 
 def load_table(catalog: Catalog, settings: Settings, identifier: str) -> Table:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,7 +17,7 @@ from core.records import Position
 from core.settings import Settings
 from core.telemetry import COMMITS
 from sinks import iceberg_catalog
-from sinks.iceberg_commit import CommitQueue, Committer, PendingCommit, Retries
+from sinks.iceberg_commit import Committer, PendingCommit, Retries
 from sinks.iceberg_epoch import Epoch
 from sinks.iceberg_rows import Change
 from sinks.iceberg_tables import BRONZE_FAILURES, SILVER_METRICS, TableSpec
@@ -28,7 +27,9 @@ QUICK = Retries(attempts=4, first_wait_seconds=0.01, longest_wait_seconds=0.02)
 
 
 @pytest.fixture(autouse=True)
-def tables(settings: Settings) -> None:
+def tables(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Only the tables that are used here: creating them takes most of the time of a test.
+    monkeypatch.setattr(iceberg_catalog, "TABLES", (BRONZE_FAILURES, SILVER_METRICS))
     iceberg_catalog.create_tables(settings)
 
 
@@ -255,27 +256,3 @@ def test_manifests_are_merged_also_when_every_commit_replaces(
     assert snapshot is not None
     assert len(snapshot.manifests(table.io)) <= 6
     assert metrics(settings) == {"git": 8, **{f"source-{number}": 1 for number in range(9)}}
-
-
-def test_the_queue_keeps_order_and_stops_at_the_first_failure() -> None:
-    made: list[int] = []
-    gate = threading.Event()
-
-    def commit(commit: PendingCommit) -> None:
-        gate.wait(10)
-        if commit.commit_number == 3:
-            raise CommitError("no")
-        made.append(commit.commit_number)
-
-    waiting = CommitQueue(commit, name="test")
-    commits = [PendingCommit("t", (), (), Marker({}, number)) for number in range(1, 6)]
-    for commit_ in commits:
-        waiting.submit(commit_)
-    assert waiting.unconfirmed() == tuple(commits)
-    gate.set()
-    with pytest.raises(CommitError, match="no"):
-        waiting.wait()
-    assert made == [1, 2]
-    assert waiting.unconfirmed() == tuple(commits[2:])
-    with pytest.raises(CommitError):
-        waiting.submit(commits[0])
