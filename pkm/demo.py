@@ -37,7 +37,10 @@ TOP_ENTITIES = """
     from (select note_id, unnest(entities) as entity from silver.notes)
     group by all order by notes desc, mentions desc, entity limit 8
 """
-WINDOWS = "select window_start, source_type, count, avg_words from silver.metrics order by window_start, source_type"
+WINDOWS = """
+    select window_start, window_end, source_type, count, round(avg_words) as avg_words
+    from silver.metrics order by window_start, source_type
+"""
 FAILURES = "select step, error, message, s3_key from bronze.failures order by failed_at limit 5"
 
 

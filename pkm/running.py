@@ -50,7 +50,7 @@ def run_flow(settings: Settings, *, flow: str, workers: int) -> dict[str, Any]:
     Returns what happened. Raises the PkmError that stopped the flow, without the engine's wrapping.
     """
     started = time.monotonic()
-    with session(settings, flow=flow, directory=settings.recovery_dir, process_id=0) as recovery:
+    with session(settings, flow=flow, directory=settings.recovery_dir / flow, process_id=0) as recovery:
         try:
             # A cluster of one: its workers are threads, so this thread stays free for signals, and an error
             # comes back as an exception instead of a message from the engine's panic handler.

@@ -157,9 +157,30 @@ class VectorSink(FixedPartitionedSink[Note, str]):
         """Name the one partition."""
         return [PART]
 
-    def build_part(self, step_id: str, for_part: str, resume_state: str | None) -> VectorPart:  # noqa: ARG002
+    def build_part(
+        self,
+        step_id: str,  # noqa: ARG002
+        for_part: str,  # noqa: ARG002
+        resume_state: str | None,  # noqa: ARG002
+    ) -> VectorPart | NoVectors:
         """Open the dataset for writing. Its own marker, not the snapshot's, tells what it holds."""
-        return VectorPart(self._settings)
+        try:
+            return VectorPart(self._settings)
+        except MissingError:
+            if self._settings.enrich == "none":
+                return NoVectors()
+            raise
+
+
+class NoVectors(StatefulSinkPartition[Note, str]):
+    """Stands in for a dataset that was never made, since no note has vectors: there is nothing to write or delete."""
+
+    def write_batch(self, values: list[Note]) -> None:
+        """Take notes without chunks."""
+
+    def snapshot(self) -> str:
+        """Return an empty marker as JSON."""
+        return Marker().to_json()
 
 
 class VectorPart(StatefulSinkPartition[Note, str]):

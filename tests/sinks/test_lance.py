@@ -330,3 +330,16 @@ def test_rows_keep_the_order_of_chunks_and_vectors() -> None:
     )
     assert rows["id"].to_pylist() == ["n1#0", "n1#1", "n3#0", "n4#0"]
     assert rows["embedding"].to_pylist() == [[1, 0, 0, 0], [0, 1, 0, 0], None, [1, 0, 0, 0]]
+
+
+def test_a_flow_without_enrichment_needs_no_dataset(settings: Settings) -> None:
+    part = lance.VectorSink(settings.model_copy(update={"enrich": "none"})).build_part("write", "notes", None)
+
+    part.write_batch([])
+
+    assert Marker.from_json(part.snapshot()) == Marker()
+
+
+def test_a_flow_with_enrichment_does_not_run_without_its_dataset(settings: Settings) -> None:
+    with pytest.raises(MissingError, match="pkm init"):
+        lance.VectorSink(settings).build_part("write", "notes", None)
