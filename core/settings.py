@@ -48,7 +48,9 @@ class Settings(BaseSettings):
     source_partitions: Annotated[int, Field(ge=1, le=1024)] = Field(
         4, description="source partitions that share the shards; fixed for the life of a flow's snapshots"
     )
-    batch_records: Annotated[int, Field(ge=1, le=10_000)] = Field(50, description="records a read asks for")
+    batch_records: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        20, description="records that a source partition hands on at a time"
+    )
 
     max_object_bytes: Annotated[int, Field(ge=1)] = Field(16 * 1024 * 1024, description="larger objects are refused")
     fetch_concurrency: Annotated[int, Field(ge=1, le=1024)] = Field(

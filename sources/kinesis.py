@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -54,6 +54,8 @@ __all__ = ["KinesisOut", "KinesisSource", "create_stream", "input"]
 
 # Kinesis allows five reads a second and shard.
 READ_INTERVAL_SECONDS = 0.2
+# A read brings at most 10 MB, whatever is asked for.
+READ_RECORDS = 1_000
 IDLE_SECONDS = 1.0
 LIST_SECONDS = 20.0
 # About 15 s of waiting in the mean; fewer before the first answer, so that a wrong endpoint is told at once.
@@ -88,7 +90,11 @@ class _Reading:
 
 
 class _KinesisPartition(StatefulSourcePartition[RawRecord | Watermark, Mapping[str, Any]]):
-    """Reads the shards of one partition in turn, one call to Kinesis for each `next_batch`."""
+    """Reads the shards of one partition in turn, at most one call to Kinesis for each `next_batch`.
+
+    A read that brought more than `batch_records` is handed on in pieces, so that slow steps behind never get so much
+    at once that they hold up the epoch.
+    """
 
     def __init__(
         self,
@@ -119,14 +125,17 @@ class _KinesisPartition(StatefulSourcePartition[RawRecord | Watermark, Mapping[s
         self._listing_faults = 0
         self._answered = False
         self._readings: dict[str, _Reading] = {}
+        self._held: tuple[str, _Reading, Read] | None = None
         self._promise: datetime | None = None
         self._promised: datetime | None = None
 
     def next_batch(self) -> list[RawRecord | Watermark]:
-        """Return a watermark that is due, else the records of one read; both may be none."""
+        """Return a watermark that is due, else records of one read; both may be none."""
         if self._promise is not None:
             self._promised, self._promise = self._promise, None
             return [Watermark(self._partition, self._state.partitions, self._promised)]
+        if self._held is not None:
+            return list(self._hand_on(*self._held))
         if self._finished():
             raise StopIteration
         now = self._monotonic()
@@ -140,7 +149,7 @@ class _KinesisPartition(StatefulSourcePartition[RawRecord | Watermark, Mapping[s
 
     def next_awake(self) -> datetime | None:
         """Return when the next call to Kinesis is due."""
-        if self._promise is not None or self._finished():
+        if self._promise is not None or self._held is not None or self._finished():
             return None
         dues = [reading.due for reading in self._readings.values()] if self._listing else []
         # A promise is made at any time, so nobody sleeps for long.
@@ -194,7 +203,7 @@ class _KinesisPartition(StatefulSourcePartition[RawRecord | Watermark, Mapping[s
         try:
             if reading.iterator is None:
                 reading.iterator = self._reader.shard_iterator(shard_id, self._state.shards[shard_id])
-            read = self._reader.read(shard_id, reading.iterator, limit=self._batch_records)
+            read = self._reader.read(shard_id, reading.iterator, limit=READ_RECORDS)
             if read is None:
                 reading.iterator = None
                 raise TransientError(f'the iterator of shard {shard_id} of stream "{self._state.stream}" has expired')
@@ -206,9 +215,16 @@ class _KinesisPartition(StatefulSourcePartition[RawRecord | Watermark, Mapping[s
             self._lost(shard_id, error)
             return ()
         reading.faults = 0
-        return self._taken(shard_id, reading, read)
+        return self._hand_on(shard_id, reading, read)
 
-    def _taken(self, shard_id: str, reading: _Reading, read: Read) -> tuple[RawRecord, ...]:
+    def _hand_on(self, shard_id: str, reading: _Reading, read: Read) -> tuple[RawRecord, ...]:
+        """Emit the first piece of what was read and hold the rest; the position moves with what is emitted."""
+        piece = replace(read, records=read.records[: self._batch_records])
+        rest = read.records[self._batch_records :]
+        self._held = (shard_id, reading, replace(read, records=rest)) if rest else None
+        return self._taken(shard_id, reading, piece, complete=not rest)
+
+    def _taken(self, shard_id: str, reading: _Reading, read: Read, *, complete: bool) -> tuple[RawRecord, ...]:
         shard = self._state.shards[shard_id]
         records = read.records
         sequence_number = shard.sequence_number
@@ -230,7 +246,7 @@ class _KinesisPartition(StatefulSourcePartition[RawRecord | Watermark, Mapping[s
         closed = (
             self._listing is not None and shard_id in self._listing.shards and self._listing.shards[shard_id].closed
         )
-        drained = read.next_iterator is None or (closed and read.caught_up)
+        drained = complete and (read.next_iterator is None or (closed and read.caught_up))
         self._state = self._state.with_shard(shard_id, ShardState(shard.start, sequence_number, drained))
         if drained:
             # Its children may not be known yet; until they are, the last listing holds the watermark back.
@@ -311,7 +327,7 @@ def input(  # noqa: A001 - named as in Bytewax's connectors
     """Read `settings.stream` as an input.
 
     The unit of parallelism is one of `settings.source_partitions` partitions; each reads the shards whose number
-    is its own modulo that number, at most `settings.batch_records` records a read and five reads a second and
+    is its own modulo that number, at most five reads a second and
     shard. Records are in order within a shard, also across a split or merge inside a partition. Can support
     exactly-once processing: a restart goes on after the last record of the snapshot.
 

@@ -36,7 +36,8 @@ def document(number: int, text: str) -> tuple[str, bytes]:
             body = f"---\ntitle: Note {number}\ntags: [a, b]\n---\n# Heading {number}\n\n{text}\n"
         case "html":
             paragraphs = "".join(f"<p>{part}</p>" for part in text.replace("<", "&lt;").split("\n\n"))
-            body = f"<!doctype html><html><head><title>Note {number}</title></head><body><h1>Heading</h1>{paragraphs}</body></html>"
+            head = f"<!doctype html><html><head><title>Note {number}</title></head>"
+            body = f"{head}<body><h1>Heading</h1>{paragraphs}</body></html>"
         case "json":
             body = orjson.dumps({"title": f"Note {number}", "text": text, "tags": ["a", "b"]}).decode()
         case _:

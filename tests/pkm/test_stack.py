@@ -1,0 +1,55 @@
+"""The local AWS starts, answers on loopback only, and never outlives who started it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from core.errors import UnreachableError
+from pkm.stack import local_aws, serve
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_a_taken_port_is_named() -> None:
+    import threading
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(UnreachableError, match=str(taken.getsockname()[1])):
+            serve(taken.getsockname()[1], until=threading.Event())
+
+
+def test_the_local_aws_ends_with_its_block() -> None:
+    with local_aws() as variables:
+        port = int(variables["AWS_ENDPOINT_URL"].rpartition(":")[2])
+        assert listens(port)
+    assert not listens(port)
+
+
+def test_the_local_aws_ends_when_its_parent_is_killed() -> None:
+    script = (
+        "import time\nfrom pkm.stack import local_aws\n"
+        "with local_aws() as v:\n    print(v['AWS_ENDPOINT_URL'], flush=True)\n    time.sleep(60)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=dict(os.environ))
+    assert parent.stdout is not None
+    port = int(parent.stdout.readline().strip().rpartition(":")[2])
+
+    parent.send_signal(signal.SIGKILL)
+    parent.communicate(timeout=10)
+
+    deadline = time.monotonic() + 15
+    while listens(port):
+        assert time.monotonic() < deadline, "the local AWS outlived its parent"
+        time.sleep(0.1)
