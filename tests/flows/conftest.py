@@ -103,7 +103,6 @@ def lakehouse(settings: Settings) -> Iterator[Lakehouse]:
     world = Lakehouse(settings, settings.recovery_dir)
     yield world
     for process in world.processes:
-        if process.poll() is None:
-            process.kill()
-            process.communicate(timeout=30)
+        process.kill()
+        process.communicate(timeout=30)
     shutil.rmtree(world.recovery, ignore_errors=True)
