@@ -110,3 +110,11 @@ def test_anything_else_is_no_start_position(text: str) -> None:
 def test_a_settings_object_can_not_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Settings().stream = "other"  # type: ignore[misc]
+
+
+def test_the_documentation_lists_every_setting_with_its_meaning() -> None:
+    listed = (Path(__file__).parents[2] / "docs" / "settings.md").read_text()
+
+    for name, field in Settings.model_fields.items():
+        assert f"| `PKM_{name.upper()}` |" in listed
+        assert str(field.description) in listed
