@@ -112,9 +112,10 @@ def test_a_settings_object_can_not_be_changed() -> None:
         Settings().stream = "other"  # type: ignore[misc]
 
 
-def test_the_documentation_lists_every_setting_with_its_meaning() -> None:
-    listed = (Path(__file__).parents[2] / "docs" / "settings.md").read_text()
+def test_the_documentation_lists_every_setting_with_its_default_and_meaning() -> None:
+    listed = (Path(__file__).parents[2] / "docs" / "settings.md").read_text().splitlines()
 
     for name, field in Settings.model_fields.items():
-        assert f"| `PKM_{name.upper()}` |" in listed
-        assert str(field.description) in listed
+        default = int(field.default) if isinstance(field.default, bool) else field.default
+        shown = "" if default is None else f"`{default}`"
+        assert f"| `PKM_{name.upper()}` | {shown} | {field.description} |" in listed
