@@ -56,4 +56,8 @@ def test_step_ids_never_change(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_readme_shows_the_flow_as_it_is() -> None:
-    assert visualise() in (REPOSITORY / "README.md").read_text()
+    # Renderers lay a subgraph without outside edges on its side, 3,900 pixels wide; this line is all that is ours.
+    heading = 'subgraph "knowledge (Dataflow)"\n'
+    drawn = visualise().replace(heading, f"{heading}direction TB\n")
+
+    assert f"```mermaid\n{drawn}\n```" in (REPOSITORY / "README.md").read_text()
