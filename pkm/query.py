@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import duckdb
@@ -11,6 +12,7 @@ from core.settings import Settings
 from models.embedder import load_embedder
 from models.registry import profile
 from sinks import iceberg_catalog, lance
+from sinks.iceberg_tables import TABLES
 
 __all__ = ["QueryError", "run_sql", "search_text"]
 
@@ -33,22 +35,15 @@ def search_text(settings: Settings, text: str, *, k: int) -> list[lance.SearchHi
 def run_sql(settings: Settings, query: str) -> list[dict[str, Any]]:
     """Run a DuckDB query over the Iceberg tables that it names, such as `bronze.notes`.
 
-    The query sees these tables and nothing else: no files, no network, no extensions. Raises QueryError.
+    The query sees these tables and nothing else: no files, no network, no extensions. Tables are read whole into
+    memory. Raises QueryError for a query that can't be read or run, MissingError for a table that does not exist.
     """
     with duckdb.connect(":memory:") as connection:
-        try:
-            names = sorted(connection.get_table_names(query, qualified=True))
-        except duckdb.Error as error:
-            raise QueryError(f"the query can't be read: {_first_line(error)}") from error
-        known = iceberg_catalog.table_names(settings)
-        for name in names:
-            if name not in known:
-                continue
-            namespace, _, table = name.partition(".")
-            connection.execute(f'create schema if not exists "{namespace}"')
-            connection.register("scanned", iceberg_catalog.scan(settings, name))
-            connection.execute(f'create table "{namespace}"."{table}" as select * from scanned')  # noqa: S608 - the name is one of ours
-            connection.unregister("scanned")
+        for spec in TABLES:
+            if _mentions(query, spec.identifier):
+                connection.execute(f"create schema if not exists {spec.identifier.partition('.')[0]}")
+                connection.register(f"rows of {spec.identifier}", iceberg_catalog.scan(settings, spec.identifier))
+                connection.execute(f'create view {spec.identifier} as from "rows of {spec.identifier}"')
         connection.execute("set timezone = 'UTC'")
         connection.execute("set temp_directory = ''")
         connection.execute("set enable_external_access = false")
@@ -56,12 +51,18 @@ def run_sql(settings: Settings, query: str) -> list[dict[str, Any]]:
         try:
             # Through Arrow, since DuckDB's own conversion of times with a zone needs another package.
             relation = connection.sql(query)
-            rows: list[dict[str, Any]] = relation.to_arrow_table().to_pylist() if relation else []
+            return relation.to_arrow_table().to_pylist(maps_as_pydicts="lossy") if relation else []
         except duckdb.CatalogException as error:
-            raise MissingError(f"{_first_line(error)} The tables are: {', '.join(sorted(known))}") from error
+            tables = ", ".join(spec.identifier for spec in TABLES)
+            raise MissingError(f"{_first_line(error)} The tables are: {tables}") from error
         except duckdb.Error as error:
             raise QueryError(f"the query failed: {_first_line(error)}") from error
-    return rows
+
+
+def _mentions(query: str, identifier: str) -> bool:
+    # DuckDB's own list of a query's tables lacks those of joins with `using`. A table too many does no harm.
+    namespace, _, table = identifier.partition(".")
+    return re.search(rf'\b{namespace}"?\s*\.\s*"?{table}\b', query, re.IGNORECASE) is not None
 
 
 def _first_line(error: Exception) -> str:
