@@ -179,7 +179,7 @@ def test_a_merge_while_it_is_stopped_reads_the_child_after_its_parents(stream: S
 
 @both
 def test_watermarks_promise_only_what_earlier_epochs_emitted(stream: Settings, run: Run) -> None:
-    put(stream, [f"{number:04d}" for number in range(1200)])
+    put(stream, [f"{number:04d}" for number in range(600)])
     flow = Dataflow("kinesis")
     # Handed on in small pieces to a step that takes its time, this takes several epochs.
     inp = kinesis.input("inp", flow, settings=caught_up(stream, batch_records=5))
@@ -187,7 +187,7 @@ def test_watermarks_promise_only_what_earlier_epochs_emitted(stream: Settings, r
 
     def note(_: str, item: RawRecord | Watermark, epoch: int, worker: int) -> None:
         seen.append((epoch, item))
-        time.sleep(0.003)
+        time.sleep(0.008)
 
     records = op.inspect_debug("records_epoch", inp.records, note)
     watermarks = op.inspect_debug("watermarks_epoch", inp.watermarks, note)
