@@ -5,21 +5,18 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import logging
 import os
+import select
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-import botocore.session
-from botocore.config import Config
-
-from core.errors import UnreachableError
+from core.errors import MissingError, UnreachableError
 
 __all__ = ["environment", "local_aws", "serve"]
 
@@ -38,13 +35,20 @@ def environment(port: int) -> dict[str, str]:
     return {"AWS_ENDPOINT_URL": f"http://{HOST}:{port}", **CREDENTIALS}
 
 
-def serve(port: int, *, until: threading.Event) -> None:
-    """Serve a local AWS on loopback `port` until the event is set.
+def serve(port: int, *, until: threading.Event, on_ready: Callable[[dict[str, str]], None] | None = None) -> None:
+    """Serve a local AWS on loopback `port` (0: any that is free) until the event is set.
 
-    Raises UnreachableError when the port is taken.
+    `on_ready` hears the variables that point clients at it once it listens. Raises UnreachableError when the port is
+    taken, MissingError when moto is not installed.
     """
-    from moto.server import ThreadedMotoServer
+    try:
+        from moto.server import ThreadedMotoServer
+    except ModuleNotFoundError as error:
+        raise MissingError(
+            "the local AWS needs moto, which is not installed: pip install pkm-lakehouse[local]"
+        ) from error
 
+    # Asked first, because moto's server would wait for ever for a port that it can't have.
     with contextlib.closing(socket.socket()) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -57,74 +61,63 @@ def serve(port: int, *, until: threading.Event) -> None:
     server = ThreadedMotoServer(ip_address=HOST, port=port, verbose=False)
     server.start()
     try:
+        if on_ready:
+            on_ready(environment(server.get_host_and_port()[1]))
         until.wait()
     finally:
         server.stop()
 
 
 @contextlib.contextmanager
-def local_aws(port: int | None = None) -> Iterator[dict[str, str]]:
-    """Run a local AWS as a child process; gives the variables that point clients at it.
+def local_aws() -> Iterator[dict[str, str]]:
+    """Run a local AWS as a child process on a free port; gives the variables that point clients at it.
 
     The child ends when the block is left, and also when this process is killed: it watches its standard input.
+    Raises UnreachableError when it does not start.
     """
-    port = port or _free_port()
-    child = subprocess.Popen(
-        [sys.executable, "-m", "pkm.stack", "--port", str(port)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONWARNINGS": "ignore"},
-    )
-    variables = environment(port)
-    try:
-        _wait_until_it_answers(child, variables["AWS_ENDPOINT_URL"])
-        yield variables
-    finally:
-        child.terminate()
-        child.communicate(timeout=30)
+    with tempfile.TemporaryFile() as complaints:
+        # Not a pipe: nobody reads it while the child runs, and a full one would stop the child.
+        child = subprocess.Popen(
+            [sys.executable, "-m", "pkm.stack"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=complaints,
+            env={**os.environ, "PYTHONWARNINGS": "ignore"},
+        )
+        try:
+            port = _port_of(child)
+            if port is None:
+                complaints.seek(0)
+                last = complaints.read().decode(errors="replace").strip().splitlines()[-1:] or ["no answer"]
+                raise UnreachableError(f"the local AWS did not start within {START_SECONDS:.0f} s: {last[0]}")
+            yield environment(port)
+        finally:
+            child.terminate()
+            child.communicate(timeout=30)
 
 
-def _wait_until_it_answers(child: subprocess.Popen[bytes], url: str) -> None:
-    session = botocore.session.get_session()
-    session.set_credentials(CREDENTIALS["AWS_ACCESS_KEY_ID"], CREDENTIALS["AWS_SECRET_ACCESS_KEY"])
-    client = session.create_client(
-        "s3",
-        region_name=CREDENTIALS["AWS_DEFAULT_REGION"],
-        endpoint_url=url,
-        config=Config(retries={"total_max_attempts": 1}, connect_timeout=1, read_timeout=5),
-    )
-    deadline = time.monotonic() + START_SECONDS
-    while child.poll() is None and time.monotonic() < deadline:
-        with contextlib.suppress(OSError):
-            port = int(url.rpartition(":")[2])
-            with socket.create_connection((HOST, port), timeout=1):
-                client.list_buckets()  # type: ignore[attr-defined]
-                return
-        time.sleep(0.1)
-    child.kill()
-    _, errors = child.communicate()
-    last = errors.decode(errors="replace").strip().splitlines()[-1:] or ["no answer"]
-    raise UnreachableError(f"the local AWS did not start on {url}: {last[0]}")
-
-
-def _free_port() -> int:
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
+def _port_of(child: subprocess.Popen[bytes]) -> int | None:
+    """Wait for the child to say its port; None when it ends, or takes too long, before."""
+    if child.stdout is None or not select.select([child.stdout], [], [], START_SECONDS)[0]:
+        return None
+    said = child.stdout.readline().strip()
+    return int(said) if said else None
 
 
 def _serve_until_parent_ends() -> None:
-    parser = argparse.ArgumentParser(prog="python -m pkm.stack")
-    parser.add_argument("--port", type=int, required=True)
     stop = threading.Event()
 
     def wait_for_parent() -> None:
-        sys.stdin.buffer.read()
+        # Not sys.stdin: a thread that waits in it while the interpreter ends makes that crash.
+        os.read(0, 1)
         stop.set()
 
+    def say_port(variables: dict[str, str]) -> None:
+        sys.stdout.write(variables["AWS_ENDPOINT_URL"].rpartition(":")[2] + "\n")
+        sys.stdout.flush()
+
     threading.Thread(target=wait_for_parent, daemon=True).start()
-    serve(parser.parse_args().port, until=stop)
+    serve(0, until=stop, on_ready=say_port)
 
 
 if __name__ == "__main__":

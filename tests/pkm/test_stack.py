@@ -7,7 +7,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -21,8 +23,6 @@ def listens(port: int) -> bool:
 
 
 def test_a_taken_port_is_named() -> None:
-    import threading
-
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -53,3 +53,13 @@ def test_the_local_aws_ends_when_its_parent_is_killed() -> None:
     while listens(port):
         assert time.monotonic() < deadline, "the local AWS outlived its parent"
         time.sleep(0.1)
+
+
+def test_a_child_that_can_not_start_is_told_with_its_last_words(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "moto.py").write_text("raise ModuleNotFoundError('no such thing as moto here')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    with pytest.raises(UnreachableError, match=r"did not start.*pip install pkm-lakehouse\[local\]"), local_aws():
+        pass
