@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
 from botocore.exceptions import BotoCoreError, ClientError
 
 from core import aws
@@ -11,6 +14,9 @@ from models.embedder import load_embedder
 from models.registry import profile
 from sinks import iceberg_catalog, lance, slatedb
 from sources import kinesis
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
 
 __all__ = ["initialise"]
 
@@ -43,13 +49,30 @@ def _create_bucket(settings: Settings) -> None:
     client = aws.s3_client(settings)
     region = aws.region(settings)
     try:
+        # Looked for first: where the bucket exists, we need not be allowed to make one.
+        if _bucket_exists(client, settings.bucket):
+            return
         if region == "us-east-1":
             # This region alone refuses to be named as a location.
             client.create_bucket(Bucket=settings.bucket)
         else:
             client.create_bucket(Bucket=settings.bucket, CreateBucketConfiguration={"LocationConstraint": region})  # type: ignore[typeddict-item]
-    except (client.exceptions.BucketAlreadyOwnedByYou, client.exceptions.BucketAlreadyExists):
-        client.head_bucket(Bucket=settings.bucket)
+    except client.exceptions.BucketAlreadyOwnedByYou:
+        # Another `pkm init` was faster.
+        return
     except (BotoCoreError, ClientError) as error:
         where = aws.endpoint("s3") or f"AWS in {region}"
-        raise UnreachableError(f'bucket "{settings.bucket}" can\'t be created at {where}: {error}') from error
+        raise UnreachableError(
+            f'bucket "{settings.bucket}" can\'t be used or created at {where}: {error}; set PKM_BUCKET to one that is'
+            " yours, or check credentials and endpoint"
+        ) from error
+
+
+def _bucket_exists(client: S3Client, bucket: str) -> bool:
+    try:
+        client.head_bucket(Bucket=bucket)
+    except ClientError as error:
+        if error.response["ResponseMetadata"]["HTTPStatusCode"] == HTTPStatus.NOT_FOUND:
+            return False
+        raise
+    return True
