@@ -5,8 +5,11 @@ PkmError
 ├── UnreachableError     an endpoint (S3, Kinesis, catalog) did not answer, or refused
 ├── MissingError         a stream, bucket, table or note that should exist does not
 ├── ModelError           a model can't be found or loaded
+├── QueryError           a search or SQL query can't be understood or run
+├── ResourceError        this machine or container gives a child process too little
 ├── CommitError          a table could not be committed although it was retried
 ├── SnapshotError        a recovery snapshot is missing, damaged, forged or does not fit
+├── FailureRateError     too many of the last records failed
 ├── FencedError          a newer execution of the same flow has taken over
 └── VerificationError    a check of results found something wrong
 
@@ -16,14 +19,18 @@ a broken world or a user's mistake, and their message names the thing, the value
 
 __all__ = [
     "CommitError",
+    "FailureRateError",
     "FencedError",
     "MissingError",
     "ModelError",
     "PkmError",
+    "QueryError",
+    "ResourceError",
     "SettingsError",
     "SnapshotError",
     "UnreachableError",
     "VerificationError",
+    "reason",
 ]
 
 
@@ -47,6 +54,14 @@ class ModelError(PkmError):
     """A model can't be found or loaded."""
 
 
+class QueryError(PkmError):
+    """A query can't be understood or run."""
+
+
+class ResourceError(PkmError):
+    """A process of ours can't be kept running here."""
+
+
 class CommitError(PkmError):
     """A table could not be committed; nothing is lost, the next start commits it."""
 
@@ -55,9 +70,18 @@ class SnapshotError(PkmError):
     """A recovery snapshot can't be used."""
 
 
+class FailureRateError(PkmError):
+    """Too many of the last records failed; the flow stopped before it moved a whole stream into the dead letters."""
+
+
 class FencedError(PkmError):
     """Another, newer execution of this flow owns the state; this one must stop."""
 
 
 class VerificationError(PkmError):
     """A check found a difference between what should be there and what is."""
+
+
+def reason(error: BaseException) -> str:
+    """Say in one line, for a message of ours, what an exception of a library says in many."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")

@@ -86,6 +86,12 @@ class Settings(BaseSettings):
         Path("/dev/shm/pkm/recovery"),  # noqa: S108 - memory is the point, and the folder is private
         description="in memory; holds the running flow's state",
     )
+    failure_rate_limit: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.5, description="the flow stops when a larger part of the last records failed; 1 never stops"
+    )
+    failure_rate_window: Annotated[int, Field(ge=10, le=1_000_000)] = Field(
+        1000, description="records that the failure rate is taken over"
+    )
     allow_private_addresses: bool = Field(False, description="lets producers reach private hosts")
     log_format: Literal["console", "json"] = Field("console", description="how logs are written")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")

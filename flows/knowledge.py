@@ -10,11 +10,12 @@ from __future__ import annotations
 import bytewax.operators as op
 from bytewax.dataflow import Dataflow
 
+from core.halt import Halt
 from core.recovery.attach import attach_to_bytewax_run
 from core.settings import Settings, load_settings
 from core.telemetry import configure_logging
 from models.registry import profile
-from operators import chunk, concepts, dedupe, embed, entities, extract, fetch, parse, windows
+from operators import chunk, concepts, dedupe, embed, entities, extract, failure_rate, fetch, parse, windows
 from sinks import iceberg, iceberg_tables, lance, slatedb
 from sources import kinesis
 
@@ -34,9 +35,9 @@ def flow() -> Dataflow:
 def build(settings: Settings) -> Dataflow:
     """Build the dataflow; touches neither network nor models."""
     models, threads = profile(settings), settings.threads
-    graph = Dataflow(FLOW)
+    graph, halt = Dataflow(FLOW), Halt()
 
-    stream = kinesis.input("kinesis", graph, settings=settings)
+    stream = kinesis.input("kinesis", graph, settings=settings, halt=halt)
     parsed = parse.events("parse", stream.records, bucket=settings.bucket)
     events = dedupe.unique("dedupe", parsed.events, retention=settings.dedupe_retention)
     fetched = fetch.content("fetch", events, settings=settings)
@@ -64,4 +65,14 @@ def build(settings: Settings) -> Dataflow:
     iceberg.output("silver_metrics", counted.aggregates, table=iceberg_tables.SILVER_METRICS, settings=settings)
     slatedb.output("metadata", notes, settings=settings)
     lance.output("vectors", notes, settings=settings)
+
+    failure_rate.guard(
+        "failure_rate",
+        documents,
+        failures,
+        stream.watermarks,
+        limit=settings.failure_rate_limit,
+        window=settings.failure_rate_window,
+        halt=halt,
+    )
     return graph

@@ -23,9 +23,11 @@ from bytewax.dataflow import Dataflow, Stream, operator
 from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 
 from core.errors import MissingError, UnreachableError
+from core.halt import Halt
 from core.records import RawRecord, Watermark
 from core.settings import Settings
 from core.telemetry import RECORDS
+from sources.halting import HaltingPartition
 from sources.kinesis_client import (
     DataLossError,
     Listing,
@@ -280,8 +282,11 @@ class KinesisSource(FixedPartitionedSource[RawRecord | Watermark, Mapping[str, A
     `client` makes the client of a partition when its worker starts; by default from the settings and `AWS_*`.
     """
 
-    def __init__(self, settings: Settings, *, client: Callable[[], KinesisClient] | None = None) -> None:
+    def __init__(
+        self, settings: Settings, *, halt: Halt | None = None, client: Callable[[], KinesisClient] | None = None
+    ) -> None:
         self._settings = settings
+        self._halt = halt or Halt()
         self._client = client
 
     def list_parts(self) -> list[str]:
@@ -293,7 +298,7 @@ class KinesisSource(FixedPartitionedSource[RawRecord | Watermark, Mapping[str, A
         step_id: str,  # noqa: ARG002 - part of Bytewax's interface
         for_part: str,
         resume_state: Mapping[str, Any] | None,
-    ) -> _KinesisPartition:
+    ) -> HaltingPartition[RawRecord | Watermark, Mapping[str, Any]]:
         """Build or resume a partition; no call to Kinesis is made yet.
 
         Raises SnapshotError when the resume state is of another stream or number of partitions.
@@ -306,7 +311,7 @@ class KinesisSource(FixedPartitionedSource[RawRecord | Watermark, Mapping[str, A
             state = PartitionState(settings.stream, len(names), start)
         else:
             state = PartitionState.from_snapshot(resume_state, stream=settings.stream, partitions=len(names))
-        return _KinesisPartition(
+        partition = _KinesisPartition(
             StreamReader(self._client() if self._client else read_client(settings), settings.stream),
             state,
             partition=names.index(for_part),
@@ -315,6 +320,7 @@ class KinesisSource(FixedPartitionedSource[RawRecord | Watermark, Mapping[str, A
             until_caught_up=settings.until_caught_up,
             on_data_loss=settings.on_data_loss,
         )
+        return HaltingPartition(partition, self._halt)
 
 
 @operator
@@ -323,6 +329,7 @@ def input(  # noqa: A001 - named as in Bytewax's connectors
     flow: Dataflow,
     *,
     settings: Settings,
+    halt: Halt | None = None,
 ) -> KinesisOut:
     """Read `settings.stream` as an input.
 
@@ -332,13 +339,14 @@ def input(  # noqa: A001 - named as in Bytewax's connectors
     exactly-once processing: a restart goes on after the last record of the snapshot.
 
     A watermark W of a partition promises that all its records that arrived up to W were emitted in earlier epochs.
-    With `settings.until_caught_up` the input ends when every shard was read to its end once.
+    With `settings.until_caught_up` the input ends when every shard was read to its end once. When `halt` is
+    requested it takes no more records, and raises the halt's error once the epoch has ended.
 
     Raises in the running flow: MissingError when the stream does not exist or no longer holds what the snapshot
     wants next, UnreachableError when Kinesis refuses, or does not answer for several attempts, SnapshotError when
     the snapshot does not fit the settings.
     """
-    items = op.input("kinesis", flow, KinesisSource(settings))
+    items = op.input("kinesis", flow, KinesisSource(settings, halt=halt))
     split = op.branch("split", items, _is_record)
     return KinesisOut(records=split.trues, watermarks=split.falses)  # type: ignore[arg-type]
 

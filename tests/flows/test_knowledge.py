@@ -28,6 +28,7 @@ STEPS = [
     "knowledge.silver_metrics",
     "knowledge.metadata",
     "knowledge.vectors",
+    "knowledge.failure_rate",
 ]
 
 

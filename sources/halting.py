@@ -1,0 +1,54 @@
+"""A source partition that stops taking records when a step of the flow asks for it, and then ends the flow.
+
+It waits for the end of the epoch first. So what was read before is committed, and nothing is taken that the
+next start would have to repeat.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Generic, TypeVar
+
+from bytewax.inputs import StatefulSourcePartition
+
+from core import stopping
+from core.halt import Halt
+
+__all__ = ["HaltingPartition"]
+
+X = TypeVar("X")
+S = TypeVar("S")
+
+
+class HaltingPartition(StatefulSourcePartition[X, S], Generic[X, S]):
+    """Gives what `partition` gives until `halt` is requested."""
+
+    def __init__(self, partition: StatefulSourcePartition[X, S], halt: Halt) -> None:
+        self._partition = partition
+        self._halt = halt
+        self._epoch_ended = False
+
+    def next_batch(self) -> list[X]:
+        """Return the partition's items; none once the halt is requested.
+
+        Raises the halt's error when the epoch in which it was requested has ended.
+        """
+        error = self._halt.error
+        if error is None or stopping.requested():
+            return list(self._partition.next_batch())
+        if self._epoch_ended:
+            raise error
+        return []
+
+    def next_awake(self) -> datetime | None:
+        """Return when the partition wants to be asked next."""
+        return self._partition.next_awake()
+
+    def snapshot(self) -> S:
+        """Return the partition's state; called at the end of an epoch."""
+        self._epoch_ended = self._halt.error is not None
+        return self._partition.snapshot()
+
+    def close(self) -> None:
+        """Close the partition."""
+        self._partition.close()
