@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 from tokenizers import Tokenizer
 
-from core.errors import ModelError
+from core.errors import ModelError, reason
 from core.records import Vector
 from models import registry
 
@@ -112,9 +112,8 @@ def _load(name: str, threads: int | None) -> Embedder:
     try:
         return Embedder(location, threads=threads)
     except Exception as error:  # loaders raise anything; the user wants the one line that matters
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f'embedding model "{name}" can\'t be loaded: {reason} '
+            f'embedding model "{name}" can\'t be loaded: {reason(error)}. '
             "Set PKM_EMBEDDING_MODEL to an installed package, a folder or an s3:// prefix"
         ) from error
 

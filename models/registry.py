@@ -16,7 +16,7 @@ import obstore
 from obstore.exceptions import BaseError
 
 from core import aws
-from core.errors import ModelError
+from core.errors import ModelError, reason
 from core.settings import Settings, load_settings
 
 __all__ = ["Profile", "locate", "profile"]
@@ -112,7 +112,7 @@ def _fetch(uri: str) -> str:
                     with target.open("wb") as file:
                         file.writelines(obstore.get(store, item["path"]))
     except BaseError as error:
-        raise ModelError(f'model "{uri}" can\'t be read from S3: {str(error).splitlines()[0]}') from error
+        raise ModelError(f'model "{uri}" can\'t be read from S3: {reason(error)}') from error
     except OSError as error:
         raise ModelError(
             f'model "{uri}" can\'t be kept in {MEMORY}: {error.strerror}; give it more memory'

@@ -23,9 +23,9 @@ from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from core.errors import ModelError
+from core.errors import ModelError, reason
 from core.records import Entity
-from models.entity.loading import OWN_FOLDER, base_tokenizer, device, first_line, is_own, load_own, unbounded
+from models.entity.loading import OWN_FOLDER, base_tokenizer, device, is_own, load_own, unbounded
 from models.registry import locate
 
 __all__ = ["EMBEDDED", "Tagger", "TokenClassifier", "Window", "load_tagger", "windows"]
@@ -305,7 +305,7 @@ def _load_hugging_face(name: str, located: str) -> Tagger:
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in {"", "0"} else ""
         raise ModelError(
-            f'entity model "{name}" can\'t be loaded{offline}: {first_line(error)}. Give a folder with config.json,'
+            f'entity model "{name}" can\'t be loaded{offline}: {reason(error)}. Give a folder with config.json,'
             f" tokenizer.json and model.safetensors, a name of the hub that can be reached, or {EMBEDDED}"
         ) from error
     if not tokenizer.is_fast:

@@ -45,7 +45,7 @@ def documents(
     Stateless. Each worker has one child process for parsing, started with its first document; a document may take
     `settings.parse_seconds` of CPU time and 2 GiB of memory there; what it does to that process costs only itself.
 
-    Raises PkmError when the child process can't be started.
+    Raises ResourceError when the child process can't be started.
     """
     # Workers of one process are threads that share this function. Not threading.local: the engine's threads get a new
     # Python thread state, and so lose their locals, with every call.

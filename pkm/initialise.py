@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from botocore.exceptions import BotoCoreError, ClientError
 
 from core import aws
-from core.errors import UnreachableError
+from core.errors import UnreachableError, reason
 from core.settings import Settings
 from models.embedder import load_embedder
 from models.registry import profile
@@ -63,8 +63,8 @@ def _create_bucket(settings: Settings) -> None:
     except (BotoCoreError, ClientError) as error:
         where = aws.endpoint("s3") or f"AWS in {region}"
         raise UnreachableError(
-            f'bucket "{settings.bucket}" can\'t be used or created at {where}: {error}; set PKM_BUCKET to one that is'
-            " yours, or check credentials and endpoint"
+            f'bucket "{settings.bucket}" can\'t be used or created at {where}: {reason(error)}; set PKM_BUCKET to'
+            " one that is yours, or check credentials and endpoint"
         ) from error
 
 

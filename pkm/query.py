@@ -7,18 +7,14 @@ from typing import Any
 
 import duckdb
 
-from core.errors import MissingError, PkmError, SettingsError
+from core.errors import MissingError, QueryError, SettingsError, reason
 from core.settings import Settings
 from models.embedder import load_embedder
 from models.registry import profile
 from sinks import iceberg_catalog, lance
 from sinks.iceberg_tables import TABLES
 
-__all__ = ["QueryError", "run_sql", "search_text"]
-
-
-class QueryError(PkmError):
-    """A query can't be understood or run."""
+__all__ = ["run_sql", "search_text"]
 
 
 def search_text(settings: Settings, text: str, *, k: int) -> list[lance.SearchHit]:
@@ -54,16 +50,12 @@ def run_sql(settings: Settings, query: str) -> list[dict[str, Any]]:
             return relation.to_arrow_table().to_pylist(maps_as_pydicts="lossy") if relation else []
         except duckdb.CatalogException as error:
             tables = ", ".join(spec.identifier for spec in TABLES)
-            raise MissingError(f"{_first_line(error)} The tables are: {tables}") from error
+            raise MissingError(f"{reason(error)} The tables are: {tables}") from error
         except duckdb.Error as error:
-            raise QueryError(f"the query failed: {_first_line(error)}") from error
+            raise QueryError(f"the query failed: {reason(error)}") from error
 
 
 def _mentions(query: str, identifier: str) -> bool:
     # DuckDB's own list of a query's tables lacks those of joins with `using`. A table too many does no harm.
     namespace, _, table = identifier.partition(".")
     return re.search(rf'\b{namespace}"?\s*\.\s*"?{table}\b', query, re.IGNORECASE) is not None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]

@@ -24,7 +24,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import S3Store
 
 from core import aws
-from core.errors import MissingError, UnreachableError
+from core.errors import MissingError, UnreachableError, reason
 from core.records import event_identity, note_identity
 from core.settings import Settings
 
@@ -255,8 +255,7 @@ async def _upload(
             except (BaseError, OSError) as error:
                 where = aws.endpoint("s3") or f"AWS in {aws.region(settings)}"
                 raise UnreachableError(
-                    f'bucket "{settings.bucket}" at {where} did not take "{item.identity}": '
-                    f"{str(error).strip().splitlines()[0]}"
+                    f'bucket "{settings.bucket}" at {where} did not take "{item.identity}": {reason(error)}'
                 ) from error
         return True
 
@@ -303,7 +302,9 @@ def _put_records(
             ) from error
         except (BotoCoreError, ClientError) as error:
             where = aws.endpoint("kinesis") or f"AWS in {aws.region(settings)}"
-            raise UnreachableError(f'stream "{settings.stream}" at {where} did not take records: {error}') from error
+            raise UnreachableError(
+                f'stream "{settings.stream}" at {where} did not take records: {reason(error)}'
+            ) from error
         failed = [(entry, result) for entry, result in zip(entries, results, strict=True) if "ErrorCode" in result]
         if not failed:
             return

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from core.errors import ModelError
+from core.errors import ModelError, reason
 from models.entity.network import LABELS, EntityNetwork, features, load_base, load_upper
 
 __all__ = [
@@ -22,7 +22,6 @@ __all__ = [
     "base_tokenizer",
     "base_weights",
     "device",
-    "first_line",
     "is_own",
     "load_own",
     "unbounded",
@@ -67,7 +66,7 @@ def load_own(folder: Path) -> OwnClassifier:
         )
     except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(
-            f"entity model in {folder} can't be loaded ({first_line(error)}): reinstall it, or make it with"
+            f"entity model in {folder} can't be loaded ({reason(error)}): reinstall it, or make it with"
             f" python -m models.training.train --out {folder}"
         ) from error
 
@@ -101,11 +100,6 @@ def unbounded(tokenizer: Tokenizer) -> Tokenizer:
 def device() -> str:
     """Return `cuda` where there is one, else `cpu`."""
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def first_line(error: Exception) -> str:
-    """Say in one line what an exception of a library says in many."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def _base_folder() -> Path:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from pebble import ProcessExpired, ProcessPool
 
-from core.errors import PkmError
+from core.errors import ResourceError
 from operators.formats import child
 from operators.formats.detect import Format
 from operators.formats.extracted import Extracted, Refused
@@ -55,7 +55,7 @@ class Parsers:
         """Read all documents; results stand in the order of `tasks`.
 
         A document that takes longer than its limit, or ends the process twice, is refused; the others are read.
-        Raises PkmError when the process can't be started or keeps vanishing.
+        Raises ResourceError when the process can't be started or keeps vanishing.
         """
         results: list[Extracted | Refused | None] = [None] * len(tasks)
         waiting = list(range(len(tasks)))
@@ -70,7 +70,7 @@ class Parsers:
                 unread += again_unread
             lost = lost + 1 if len(unread) == len(waiting) else 0
             if lost == ATTEMPTS:
-                raise PkmError(
+                raise ResourceError(
                     f"the process that parses documents could not be kept running ({ATTEMPTS} attempts): check the"
                     f" memory limit of this machine or container; it needs {self._memory_bytes // 1024**2} MiB of"
                     " address space"

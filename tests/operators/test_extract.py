@@ -26,7 +26,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pebble import ProcessPool
 
-from core.errors import PkmError
+from core.errors import ResourceError
 from core.records import Document, Event, Failure, FetchedEvent, Position, RawRecord
 from core.settings import Settings
 from operators import extract
@@ -244,7 +244,7 @@ def test_a_process_that_can_not_start_stops_the_flow_and_says_why(monkeypatch: p
     monkeypatch.setattr(process, "START_SECONDS", 5.0)
     starved = Parsers(seconds=1, memory_bytes=16 * 1024**2)
     try:
-        with pytest.raises(PkmError, match=r"16 MiB of\s+address space"):
+        with pytest.raises(ResourceError, match=r"16 MiB of\s+address space"):
             starved.read([("text", Format.PLAIN, True)])
     finally:
         starved.close()

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pytest
 from pyiceberg.table import Table
 
-from core.errors import MissingError
+from core.errors import MissingError, QueryError
 from core.settings import Settings
-from pkm.query import QueryError, run_sql
+from pkm.query import run_sql
 from sinks.iceberg_catalog import create_tables, load, load_table
 
 TIME = datetime(2026, 11, 23, 9, tzinfo=UTC)
