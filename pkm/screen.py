@@ -1,10 +1,12 @@
 """What a person sees: tables, progress and one-line errors; or JSON, when a script asks for it.
 
-Results go to standard output, progress and errors to standard error.
+Results go to standard output, progress and errors to standard error. Nothing that came with a document commands the
+terminal: control characters are spelt out.
 """
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 from core import telemetry
+from core.visible import visible, visible_json
 
 if TYPE_CHECKING:
     from pkm.demo import DemoReport
@@ -47,16 +49,24 @@ messages = Console(stderr=True, highlight=False)
 
 REFRESH_SECONDS = 0.5
 LONGEST_CELL = 200
+# A column of short values (ids, times, numbers, names) is never folded; one of text has at least this width, or the
+# rows are shown one below the other.
+SHORT_CELL = 32
+LEAST_TEXT = 16
+GAP = 2
+NARROW = 80
+
+_TRAILING = re.compile(r"(?: |\x1b\[[0-9;]*m)+$", re.MULTILINE)
 
 
 def complain(message: str) -> None:
     """Print an error as one line on standard error."""
-    messages.print(Text("error: ", style="bold red") + Text(" ".join(message.split())), soft_wrap=True)
+    messages.print(Text("error: ", style="bold red") + Text(_one_line(message)), soft_wrap=True)
 
 
 def step(message: str) -> None:
     """Say what happens now, on standard error."""
-    messages.print(Text("• ", style="cyan") + Text(message), soft_wrap=True)
+    messages.print(Text("• ", style="cyan") + Text(_one_line(message)), soft_wrap=True)
 
 
 def quiet(message: str) -> None:
@@ -129,47 +139,76 @@ def show_fields(fields: Mapping[str, Any], *, title: str, as_json: bool) -> None
     if as_json:
         _print_json(fields)
         return
-    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
-    table.add_column(style="cyan")
-    table.add_column(overflow="fold")
-    for name, value in fields.items():
-        table.add_row(name, _cell(value))
-    output.print(table)
+    _print_record(fields, title=title)
 
 
 def show_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool, title: str | None = None) -> None:
-    """Print rows as a table."""
+    """Print rows as a table; when that would not fit, one record below the other."""
     if as_json:
         _print_json(rows)
         return
     if not rows:
         output.print("no rows", style="dim")
         return
-    table = Table(title=title, title_justify="left", pad_edge=False, box=None, header_style="bold")
-    numeric = {name for name in rows[0] if all(isinstance(row[name], int | float) for row in rows)}
-    for name in rows[0]:
-        table.add_column(name, justify="right" if name in numeric else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(_cell(value) for value in row.values()))
-    output.print(table)
+    cells = {name: [_cell(row[name]) for row in rows] for name in rows[0]}
+    longest = {name: max(len(name), *(len(cell) for cell in column)) for name, column in cells.items()}
+    if sum(_least_width(length) + GAP for length in longest.values()) - GAP > output.width:
+        for number, row in enumerate(rows, start=1):
+            _print_record(row, title=f"row {number}", before=number > 1)
+        return
+    table = _table(title)
+    for name, length in longest.items():
+        numeric = all(isinstance(row[name], int | float) for row in rows)
+        table.add_column(
+            Text(_one_line(name)),
+            justify="right" if numeric else "left",
+            no_wrap=length <= SHORT_CELL,
+            overflow="fold",
+        )
+    for row_cells in zip(*cells.values(), strict=True):
+        table.add_row(*row_cells)
+    _print(table)
+
+
+def _least_width(length: int) -> int:
+    return length if length <= SHORT_CELL else LEAST_TEXT
+
+
+def _print_record(fields: Mapping[str, Any], *, title: str, before: bool = False) -> None:
+    if before:
+        output.print()
+    table = _table(title)
+    table.show_header = False
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in fields.items():
+        table.add_row(Text(_one_line(name)), _cell(value))
+    _print(table)
 
 
 def show_hits(hits: Sequence[SearchHit], *, as_json: bool) -> None:
-    """Print search results, best first, a line each."""
+    """Print search results, best first, a line each (two on a narrow terminal)."""
     if as_json:
         _print_json([asdict(hit) for hit in hits])
         return
     if not hits:
         output.print("nothing found", style="dim")
         return
-    table = Table(pad_edge=False, box=None, header_style="bold", expand=True)
+    if output.width < NARROW:
+        for hit in hits:
+            text = Text(f"{hit.score:.2f}  ") + Text(visible(hit.note_id), style="dim") + Text("\n") + _cell(hit.text)
+            text.truncate(output.width * 3)
+            _print(text)
+        return
+    table = _table(None)
+    table.expand = True
     table.add_column("score", justify="right")
     table.add_column("source", no_wrap=True)
     table.add_column("note", no_wrap=True, style="dim", min_width=32)
     table.add_column("text", no_wrap=True, overflow="ellipsis", ratio=1)
     for hit in hits:
-        table.add_row(f"{hit.score:.2f}", _cell(hit.source), _cell(hit.note_id), _cell(" ".join(hit.text.split())))
-    output.print(table)
+        table.add_row(f"{hit.score:.2f}", _cell(hit.source), _cell(hit.note_id), _cell(hit.text))
+    _print(table)
 
 
 def show_note(note: Mapping[str, Any], *, as_json: bool) -> None:
@@ -202,6 +241,7 @@ def show_demo(report: DemoReport, *, as_json: bool) -> None:
     if as_json:
         _print_json(asdict(report))
         return
+    output.print()
     show_rows(
         [{"store": name, "rows": rows} for name, rows in report.rows.items()], as_json=False, title="What is where"
     )
@@ -213,7 +253,7 @@ def show_demo(report: DemoReport, *, as_json: bool) -> None:
         output.print()
         show_rows(rows, as_json=False, title=title)
     output.print()
-    output.print(f'Search: "{escape(report.question)}"')
+    output.print(Text(f'Search: "{_one_line(report.question)}"', style="italic"), soft_wrap=True)
     show_hits(report.hits, as_json=False)
     output.print()
     output.print(f"{report.documents} documents in {report.seconds:.0f} s", style="bold")
@@ -223,6 +263,18 @@ def _short(value: Any) -> Any:
     if isinstance(value, list) and len(value) > 5:
         return [*value[:5], f"… {len(value) - 5} more"]
     return value
+
+
+def _table(title: str | None) -> Table:
+    heading = None if title is None else Text(_one_line(title), style="italic")
+    return Table(title=heading, title_justify="left", pad_edge=False, box=None, header_style="bold")
+
+
+def _print(renderable: Table | Text) -> None:
+    """Print without the blanks that pad a column: they are noise in a file, and wrap when a window gets narrower."""
+    with output.capture() as captured:
+        output.print(renderable)
+    output.file.write(_TRAILING.sub(lambda end: end[0].replace(" ", ""), captured.get()))
 
 
 def _cell(value: Any) -> Text:
@@ -235,10 +287,15 @@ def _cell(value: Any) -> Text:
     if isinstance(value, list) and all(isinstance(item, str | int | float) for item in value):
         text = ", ".join(str(item) for item in value)
     elif isinstance(value, list | dict):
-        text = orjson.dumps(value, default=str).decode()
+        text = orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
     else:
         text = str(value)
+    text = _one_line(text[: LONGEST_CELL * 4])
     return Text(text if len(text) <= LONGEST_CELL else text[: LONGEST_CELL - 1] + "…")
+
+
+def _one_line(text: str) -> str:
+    return visible(" ".join(text.split()))
 
 
 def _print_json(value: Any) -> None:
@@ -252,4 +309,4 @@ def _print_json(value: Any) -> None:
     text = orjson.dumps(
         value, default=plain, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
     )
-    output.file.write(text.decode() + "\n")
+    output.file.write(visible_json(text.decode()) + "\n")
