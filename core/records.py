@@ -24,6 +24,7 @@ __all__ = [
     "Note",
     "Position",
     "RawRecord",
+    "Redrive",
     "Vector",
     "Watermark",
     "WindowAggregate",
@@ -41,6 +42,12 @@ class Position:
     shard_id: str
     sequence_number: int
     subsequence_number: int = 0
+
+    @property
+    def stream_shard_id(self) -> str:
+        """The shard as the stream names it; a replay's positions are named `REPLAY/SHARD`, so that no marker of the
+        live flow covers them."""
+        return self.shard_id.rpartition("/")[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +73,14 @@ class Watermark:
 
 
 @dataclass(frozen=True, slots=True)
+class Redrive:
+    """Says that a dead letter was put on the stream again: the how-manieth time, and when it first arrived."""
+
+    attempt: int
+    arrival_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Event:
     """A checked record: one version of one note, or its deletion."""
 
@@ -83,6 +98,10 @@ class Event:
     record: RawRecord
     revived: bool = False
     """True when the note went back to an older version: bronze has the event already, silver must be told."""
+    redrive: Redrive | None = None
+    """Set when the record is a dead letter that was put on the stream again."""
+    outdated: bool = False
+    """True when the note has a newer version by now: bronze takes the event, the note stays as it is."""
 
     @property
     def position(self) -> Position:

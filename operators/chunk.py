@@ -42,7 +42,7 @@ def chunks(
     threads: int | None,
     processing_version: str,
 ) -> Stream[Note]:
-    """Make a note of every document, with the chunks that `embedding_model` will embed.
+    """Make a note of every document, with the chunks that `embedding_model` will embed; none of an outdated one.
 
     Keeps the order, holds nothing back. `processed_at` is the time of this step. Without a model, or without text, a
     note has no chunks. The model is loaded when the first text arrives; raises ModelError then if it can't be.
@@ -51,7 +51,9 @@ def chunks(
     def split_batch(batch: list[Document]) -> list[Note]:
         now = datetime.now(UTC)
         return [
-            Note(document, processing_version, chunks=_chunks_of(document), processed_at=now) for document in batch
+            Note(document, processing_version, chunks=_chunks_of(document), processed_at=now)
+            for document in batch
+            if not document.event.outdated
         ]
 
     def _chunks_of(document: Document) -> tuple[Chunk, ...]:

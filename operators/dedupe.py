@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -12,7 +12,7 @@ import bytewax.operators as op
 from bytewax.dataflow import Stream, operator
 from bytewax.operators import StatefulBatchLogic
 
-from core.records import Event
+from core.records import Event, Redrive
 from core.telemetry import DUPLICATES
 
 __all__ = ["bucket_of", "unique"]
@@ -51,10 +51,13 @@ class _Bucket(StatefulBatchLogic[Event, Event, _Snapshot]):
         self._evict_at = self._newest
 
     def on_batch(self, values: list[Event]) -> tuple[Iterable[Event], bool]:
-        passed = []
+        passed: list[Event] = []
         for event in values:
             arrival = (event.record.arrival_time - _EPOCH) // _MICROSECOND
             self._newest = max(self._newest, arrival)
+            if event.redrive is not None:
+                passed.extend(self._redriven(event, event.redrive, arrival))
+                continue
             note, event_id = _digest(event.note_id), _digest(event.event_id)
             events = self._notes.setdefault(note, {})
             seen = events.get(event_id)
@@ -74,6 +77,25 @@ class _Bucket(StatefulBatchLogic[Event, Event, _Snapshot]):
             self._evict_at = self._newest + self._retention // EVICTIONS_PER_RETENTION
         return passed, not self._notes
 
+    def _redriven(self, event: Event, redrive: Redrive, arrival: int) -> Iterator[Event]:
+        """Pass each attempt once, although the event was seen when it failed; an older version does not return."""
+        events = self._notes.setdefault(_digest(event.note_id), {})
+        horizon = self._newest - self._retention
+        # No event id has this separator.
+        event_id, attempt = _digest(event.event_id), _digest(f"{event.event_id}#{redrive.attempt}")
+        if events.get(attempt, horizon - 1) >= horizon:
+            DUPLICATES.inc()
+            return
+        latest = next((name for name in reversed(events) if events[name] >= horizon), event_id)
+        first = (redrive.arrival_time - _EPOCH) // _MICROSECOND
+        outdated = event.outdated or (latest != event_id and events[latest] > first)
+        if not outdated:
+            latest = event_id
+        # What is known of the note is remembered as long as the attempt, and the latest event stays the last one.
+        for name in (attempt, event_id, latest):
+            events[name] = max(arrival, events.pop(name, arrival))
+        yield replace(event, outdated=outdated)
+
     def snapshot(self) -> _Snapshot:
         horizon = self._newest - self._retention
         notes = _evicted(self._notes, horizon)
@@ -92,6 +114,9 @@ def unique(
     An event whose id is its note's latest is dropped: a producer's retry. One whose id was seen before, but is not
     the latest, passes with `revived` set: the note went back to an older version (so does a retry that arrives after
     a newer version; the two can't be told apart). Deletions have ids of their own and follow the same rule.
+
+    A redriven event was seen when it failed, so each attempt passes once, whatever was seen. It is marked as outdated
+    when the note's latest event arrived after the one that failed: it is stored, but the note stays as it is.
 
     Ids are remembered for `retention` after they arrived, measured by the newest arrival in the same bucket, so
     memory is bounded by the events of that time (a note with one version takes about 450 bytes, 60 in a snapshot) and

@@ -11,9 +11,9 @@ from typing import Annotated, Any, cast
 import bytewax.operators as op
 import orjson
 from bytewax.dataflow import Stream, operator
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from core.records import Event, Failure, RawRecord, note_identity
+from core.records import Event, Failure, RawRecord, Redrive, note_identity
 from core.telemetry import FAILURES
 
 __all__ = ["MAX_RECORD_BYTES", "ParseOut", "events", "parse_record"]
@@ -44,6 +44,29 @@ class ParseOut:
     failures: Stream[Failure]
 
 
+def _iso_8601(value: object) -> datetime:
+    if not isinstance(value, str) or len(value) > 64:
+        raise ValueError("is not ISO 8601 text, such as 2026-11-23T08:00:00Z")
+    try:
+        time = datetime.fromisoformat(value)
+        return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise ValueError("is not an ISO 8601 time, such as 2026-11-23T08:00:00Z") from None
+
+
+_Time = Annotated[datetime, BeforeValidator(_iso_8601)]
+
+
+class _Redriven(BaseModel):
+    """The mark that `pkm dlq redrive` adds to a record."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True, hide_input_in_errors=True)
+
+    attempt: Annotated[int, Field(ge=1, le=1_000_000)]
+    arrival_time: _Time
+    outdated: bool = False
+
+
 class _Record(BaseModel):
     """The JSON object of a stream record (docs: the record's contract); fields that we don't know are ignored."""
 
@@ -51,7 +74,7 @@ class _Record(BaseModel):
 
     event_id: _Identity
     source_type: _SourceType
-    timestamp: datetime
+    timestamp: _Time
     s3_key: str = ""
     content_size: _Size = 0
     metadata: dict[str, str] = Field(default_factory=dict)
@@ -60,17 +83,7 @@ class _Record(BaseModel):
     content_sha256: _Sha256 | None = None
     note_id: _Identity | None = None
     deleted: bool = False
-
-    @field_validator("timestamp", mode="before")
-    @classmethod
-    def _timestamp_is_iso_8601(cls, value: object) -> datetime:
-        if not isinstance(value, str) or len(value) > 64:
-            raise ValueError("is not ISO 8601 text, such as 2026-11-23T08:00:00Z")
-        try:
-            time = datetime.fromisoformat(value)
-            return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
-        except (ValueError, OverflowError):
-            raise ValueError("is not an ISO 8601 time, such as 2026-11-23T08:00:00Z") from None
+    redriven: _Redriven | None = None
 
     @field_validator("s3_key")
     @classmethod
@@ -153,6 +166,8 @@ def parse_record(record: RawRecord, *, bucket: str, now: datetime) -> Event | Fa
         timestamp=fields.timestamp,
         deleted=fields.deleted,
         record=record,
+        redrive=Redrive(fields.redriven.attempt, fields.redriven.arrival_time) if fields.redriven else None,
+        outdated=fields.redriven.outdated if fields.redriven else False,
     )
 
 

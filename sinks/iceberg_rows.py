@@ -127,7 +127,7 @@ def metrics_row(aggregate: WindowAggregate) -> Row:
 def _origin(record: RawRecord) -> Row:
     return {
         "arrival_time": record.arrival_time,
-        "shard_id": record.position.shard_id,
+        "shard_id": record.position.stream_shard_id,
         "sequence_number": str(record.position.sequence_number),
         "subsequence_number": record.position.subsequence_number,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from bytewax.testing import TestingSink, TestingSource, cluster_main, run_main
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.records import Event, Position, RawRecord
+from core.records import Event, Position, RawRecord, Redrive
 from core.telemetry import DUPLICATES
 from operators import dedupe
 from operators.dedupe import _Bucket
@@ -174,3 +175,77 @@ def test_a_snapshot_does_not_change_after_it_was_taken() -> None:
     frozen = pickle.dumps(snapshot)
     bucket.on_batch([event("a", "2"), event("b", "1")])
     assert pickle.dumps(snapshot) == frozen
+
+
+def redriven(note: str, version: str, *, attempt: int, first: float, hours: float, outdated: bool = False) -> Event:
+    """The event again, as a dead letter that first arrived after `first` hours."""
+    again = event(note, version, hours=hours)
+    return replace(again, redrive=Redrive(attempt, START + timedelta(hours=first)), outdated=outdated)
+
+
+def passed_by(events: list[Event]) -> list[Event]:
+    """What a bucket lets pass, one batch an event, with a snapshot taken and restored in between."""
+    passed: list[Event] = []
+    snapshot = None
+    for one in events:
+        bucket = _Bucket(RETENTION, pickle.loads(pickle.dumps(snapshot)))
+        out, _ = bucket.on_batch([one])
+        passed += out
+        snapshot = bucket.snapshot()
+    return passed
+
+
+def test_a_redriven_event_passes_once_for_each_attempt() -> None:
+    passed = passed_by(
+        [
+            event("a", "1"),
+            redriven("a", "1", attempt=1, first=0, hours=1),
+            redriven("a", "1", attempt=1, first=0, hours=2),
+            redriven("a", "1", attempt=2, first=0, hours=3),
+            event("a", "1", hours=4),
+        ]
+    )
+    assert [one.redrive.attempt if one.redrive else 0 for one in passed] == [0, 1, 2]
+    assert not any(one.revived or one.outdated for one in passed)
+
+
+def test_a_redriven_event_that_was_forgotten_passes_once_too() -> None:
+    passed = passed_by(
+        [
+            event("a", "1"),
+            redriven("a", "1", attempt=1, first=0, hours=72),
+            redriven("a", "1", attempt=1, first=0, hours=73),
+            event("a", "1", hours=74),
+        ]
+    )
+    assert [one.record.arrival_time - START for one in passed] == [timedelta(), timedelta(hours=72)]
+
+
+def test_a_redriven_event_is_outdated_when_a_newer_version_came_after_it_failed() -> None:
+    passed = passed_by([event("a", "1"), event("a", "2", hours=1), redriven("a", "1", attempt=1, first=0, hours=2)])
+    assert [one.outdated for one in passed] == [False, False, True]
+
+
+def test_a_redriven_event_is_not_outdated_by_versions_before_it() -> None:
+    # It failed in the parser, so the filter never saw it.
+    passed = passed_by([event("a", "1"), redriven("a", "2", attempt=1, first=1, hours=2)])
+    assert [one.outdated for one in passed] == [False, False]
+
+
+def test_what_the_redrive_itself_found_out_stays() -> None:
+    (passed,) = passed_by([redriven("a", "1", attempt=1, first=0, hours=100, outdated=True)])
+    assert passed.outdated
+
+
+def test_an_outdated_redrive_does_not_become_the_latest_version() -> None:
+    passed = passed_by(
+        [
+            event("a", "1"),
+            event("a", "2", hours=20),
+            redriven("a", "1", attempt=1, first=0, hours=23),
+            event("a", "2", hours=30),
+            event("a", "1", hours=40),
+            event("a", "1", hours=41),
+        ]
+    )
+    assert told(passed) == ["a-1", "a-2", "a-1", "a-1!"]

@@ -14,7 +14,7 @@ from bytewax.testing import TestingSink, TestingSource, run_main
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.records import Event, Failure, Position, RawRecord, note_identity
+from core.records import Event, Failure, Position, RawRecord, Redrive, note_identity
 from core.telemetry import FAILURES
 from operators import parse
 
@@ -237,3 +237,17 @@ def test_the_operator_splits_events_and_failures_in_order_and_counts_failures() 
     assert [found.event_id for found in events] == [str(number) for number in range(30) if number % 3]
     assert [found.record.data for found in failures] == [b"bad %d" % number for number in range(0, 30, 3)]
     assert FAILURES.labels(step="parse")._value.get() - before == 10
+
+
+def test_the_mark_of_a_redriven_record_is_read() -> None:
+    marked = event(redriven={"attempt": 2, "arrival_time": "2026-11-23T08:00:00+02:00", "outdated": True})
+    assert marked.redrive == Redrive(2, datetime(2026, 11, 23, 6, tzinfo=UTC))
+    assert marked.outdated
+    plain = event()
+    assert plain.redrive is None
+    assert not plain.outdated
+
+
+@pytest.mark.parametrize("mark", [1, {}, {"attempt": 0, "arrival_time": "2026-11-23"}, {"attempt": 1}])
+def test_a_mark_that_nobody_wrote_is_refused(mark: Any) -> None:
+    assert "redriven" in failure(redriven=mark).message
