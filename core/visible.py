@@ -6,8 +6,8 @@ import re
 
 __all__ = ["visible", "visible_json"]
 
-# Control characters (escape sequences begin with one), marks that turn the direction of writing round, line separators,
-# halves of surrogate pairs, which can't be encoded.
+# Control characters (escape sequences begin with one), line separators, marks that turn the direction of writing
+# round, and halves of surrogate pairs, which can't be encoded.
 _COMMANDS = "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 _WITHIN_LINES = re.compile(f"[{_COMMANDS}]")
 _EVERYWHERE = re.compile(f"[{_COMMANDS}\t\n]")

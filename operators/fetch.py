@@ -18,7 +18,7 @@ from bytewax.dataflow import Stream, operator
 from obstore.exceptions import GenericError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import ObjectStore
 
-from core import aws
+from core import aws, layout
 from core.errors import MissingError, UnreachableError
 from core.records import Event, Failure, FetchedEvent
 from core.settings import Settings
@@ -69,6 +69,7 @@ def content(
                 bucket=settings.bucket,
                 max_object_bytes=settings.max_object_bytes,
                 concurrency=settings.fetch_concurrency,
+                own_prefixes=layout.own_prefixes(settings),
             )
         return fetchers[worker].fetch(batch)
 
@@ -78,10 +79,22 @@ def content(
 
 
 class Fetcher:
-    """Reads objects of one bucket with many requests in flight; belongs to one thread, which has no event loop."""
+    """Reads objects of one bucket with many requests in flight; belongs to one thread, which has no event loop.
 
-    def __init__(self, store: ObjectStore, *, bucket: str, max_object_bytes: int, concurrency: int) -> None:
+    What begins with one of `own_prefixes` is refused.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        *,
+        bucket: str,
+        max_object_bytes: int,
+        concurrency: int,
+        own_prefixes: tuple[str, ...] = (),
+    ) -> None:
         self._store = store
+        self._own_prefixes = own_prefixes
         self._bucket = bucket
         self._max_object_bytes = max_object_bytes
         self._in_flight = asyncio.Semaphore(concurrency)
@@ -111,6 +124,9 @@ class Fetcher:
     def _refusal(self, event: Event) -> tuple[str, str] | None:
         if event.bucket != self._bucket:
             return "ForeignBucket", f"the object lies in bucket {event.bucket}; only {self._bucket} is read"
+        if event.s3_key.startswith(self._own_prefixes):
+            # Or whoever may announce documents could have recovery snapshots and tables copied into a note.
+            return "InternalKey", "the object is part of the product's own tables, vectors, metadata or snapshots"
         if event.s3_key.strip("/") != event.s3_key:
             # The client would trim the slashes and read another object.
             return "InvalidKey", 'an object key that begins or ends with "/" can\'t be read'

@@ -136,6 +136,28 @@ def test_an_object_of_another_bucket_is_not_read(settings: Settings) -> None:
     assert failure_of(settings, event("", bucket="somebody-elses", deleted=True)).error == "ForeignBucket"
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        "snapshots/knowledge/manifest.json",
+        "warehouse/bronze.db/notes/metadata/00001.metadata.json",
+        "metadata/parts.json",
+        "vectors/notes.lance/_versions/1.manifest",
+    ],
+)
+def test_the_products_own_objects_are_no_documents(settings: Settings, key: str) -> None:
+    obstore.put(aws.object_store(settings), key, b"{}")
+    outcomes: list[Any] = []
+    flow = Dataflow("own")
+    events = op.input("events", flow, TestingSource([event(key, bucket=settings.bucket)]))
+    fetched = fetch.content("fetch", events, settings=settings)
+    op.output("fetched", fetched.fetched, TestingSink(outcomes))
+    op.output("failures", fetched.failures, TestingSink(outcomes))
+    run_main(flow)
+
+    assert [outcome.error for outcome in outcomes] == ["InternalKey"]
+
+
 def test_an_object_at_the_limit_is_read_and_a_larger_one_is_not(settings: Settings) -> None:
     store = aws.object_store(settings)
     obstore.put(store, "fits", b"x" * 1000)

@@ -1,0 +1,22 @@
+"""Where the product keeps what it writes itself within its bucket, beside the documents that others put there."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from core.settings import Settings
+
+__all__ = ["own_prefixes"]
+
+_VECTORS, _METADATA, _SNAPSHOTS = "vectors/", "metadata/", "snapshots/"
+
+
+def own_prefixes(settings: Settings) -> tuple[str, ...]:
+    """Return the key prefixes of tables, vectors, metadata and recovery snapshots in `settings.bucket`.
+
+    The tables' is left out where PKM_WAREHOUSE names another bucket, or a whole bucket.
+    """
+    warehouse = urlsplit(settings.warehouse_uri)
+    folder = warehouse.path.strip("/")
+    tables = (f"{folder}/",) if warehouse.netloc == settings.bucket and folder else ()
+    return (*tables, _VECTORS, _METADATA, _SNAPSHOTS)
