@@ -1,0 +1,225 @@
+"""A lakehouse on a local AWS, and the lives of the flow in it: each starts with another layout and may be killed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+from chaos import books, points
+from chaos.enrichment import DIMENSION
+from chaos.stream import Feeder
+
+from core import aws
+from core.settings import Settings, load_settings
+from pkm.initialise import initialise
+from sinks import lance
+
+__all__ = ["Layout", "NeverReachedError", "World", "new_world"]
+
+REPOSITORY = Path(__file__).parents[2]
+WINDOW = timedelta(seconds=3)
+LIFE_SECONDS = 60.0
+RUN_SECONDS = 240.0
+
+
+class NeverReachedError(AssertionError):
+    """A life ended, or went on and on, without its fault point."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How many processes of how many workers a life has."""
+
+    processes: int = 1
+    workers: int = 1
+
+    @classmethod
+    def drawn(cls, chance: random.Random) -> Layout:
+        """Draw one: 1 to 3 workers in 1 or 2 processes."""
+        return cls(processes=chance.choice((1, 1, 2)), workers=chance.choice((1, 2, 3)))
+
+
+@dataclass
+class World:
+    """One stream, its stores, and everything that was started on them."""
+
+    settings: Settings
+    feeder: Feeder
+    folder: Path
+    lives: int = 0
+    reached: list[str] = field(default_factory=list)
+    variables: dict[str, str] = field(default_factory=dict)
+    _running: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def start(self, layout: Layout, **variables: str) -> list[subprocess.Popen[bytes]]:
+        """Start a life on an empty machine."""
+        self.lives += 1
+        recovery = self.folder / "recovery"
+        shutil.rmtree(recovery, ignore_errors=True)
+        addresses = _addresses(layout.processes)
+        processes = []
+        for number in range(layout.processes):
+            own = recovery if number == 0 else recovery / f"other-{number}"
+            own.mkdir(parents=True)
+            cluster = ("-i", str(number), "-a", ";".join(addresses)) if layout.processes > 1 else ()
+            with (self.folder / f"life-{self.lives}-{number}.log").open("wb") as log:
+                process = subprocess.Popen(
+                    [
+                        *(sys.executable, "-m", "chaos.doomed", "flows.knowledge:flow"),
+                        *("-r", str(own), "-s", "1", "-b", "0", "-w", str(layout.workers), *cluster),
+                    ],
+                    cwd=REPOSITORY,
+                    env={**os.environ, **self._environment(), **variables},
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                )
+            processes.append(process)
+        self._running += processes
+        return processes
+
+    def die_at(self, point: str, *, layout: Layout, passage: int = 1, alone: bool = False) -> None:
+        """Live until a fault point ends it; raises NeverReachedError when that does not happen."""
+        processes = self.start(
+            layout, CHAOS_POINT=point, CHAOS_PASSAGE=str(passage), CHAOS_ALONE="1" if alone else "0"
+        )
+        before = len(self._deaths())
+        deadline = time.monotonic() + LIFE_SECONDS
+        while all(process.poll() is None for process in processes) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        self.kill(processes, alone=alone)
+        deaths = self._deaths()[before:]
+        if not deaths or not deaths[0].startswith(point):
+            raise NeverReachedError(f"{point} was not reached in life {self.lives}: {deaths} {self.printed()}")
+        self.reached.append(deaths[0])
+
+    def kill(self, processes: list[subprocess.Popen[bytes]], *, alone: bool = False) -> None:
+        """End processes by SIGKILL, with all that they have started unless they die `alone`."""
+        for process in processes:
+            if process.poll() is None:
+                if not alone:
+                    process.send_signal(signal.SIGSTOP)
+                    points.kill_children(process.pid)
+                process.kill()
+        for process in processes:
+            process.wait(timeout=30)
+            self._running.remove(process)
+
+    def run_until_caught_up(self, layout: Layout, **variables: str) -> None:
+        """Live undisturbed to the end of the stream."""
+        processes = self.start(layout, PKM_UNTIL_CAUGHT_UP="1", **variables)
+        deadline = time.monotonic() + RUN_SECONDS
+        for process in processes:
+            process.wait(timeout=max(1.0, deadline - time.monotonic()))
+        assert all(process.returncode == 0 for process in processes), self.printed()
+        for process in processes:
+            self._running.remove(process)
+
+    def check(self) -> list[str]:
+        """Say what is wrong in any table."""
+        return books.differences(self.settings, self.expected())
+
+    def balance(self) -> books.Balance:
+        """Balance the books."""
+        return books.balance(self.settings, self.expected())
+
+    def expected(self) -> books.Expected:
+        """Work out what every table must hold now."""
+        return books.expected(
+            books.read_stream(self.settings),
+            self.feeder.contents,
+            window=WINDOW,
+            late_keys=self.feeder.late_keys,
+            stored=set(books.stored_places(self.settings)),
+        )
+
+    @contextlib.contextmanager
+    def fed(self, *, pause: float) -> Iterator[None]:
+        """Have records come while the block runs."""
+        stop = threading.Event()
+        sender = threading.Thread(target=self.feeder.run_until, args=(stop,), kwargs={"pause": pause}, daemon=True)
+        sender.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            sender.join(timeout=60)
+            self.feeder.finish()
+
+    def printed(self) -> str:
+        """What the processes of this life have printed last."""
+        logs = sorted(self.folder.glob(f"life-{self.lives}-*.log"))
+        return "\n".join(f"[{log.name}] {log.read_text(errors='replace')[-3000:]}" for log in logs)
+
+    def close(self) -> None:
+        """End what still runs and remove what is left on this machine."""
+        self.kill(list(self._running))
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _deaths(self) -> list[str]:
+        log = self.folder / "deaths"
+        return log.read_text().splitlines() if log.exists() else []
+
+    def _environment(self) -> dict[str, str]:
+        return {
+            "PYTHONPATH": os.pathsep.join((str(REPOSITORY), str(REPOSITORY / "tests"))),
+            "RUST_BACKTRACE": "0",
+            "OMP_NUM_THREADS": "1",
+            "CHAOS_LOG": str(self.folder / "deaths"),
+            "CHAOS_CHUNKS": "1",
+            "PKM_ENRICH": "none",
+            "PKM_LOG_LEVEL": "warning",
+            "PKM_WINDOW_SECONDS": str(int(WINDOW.total_seconds())),
+            "PKM_LATENESS_SECONDS": "1",
+            "PKM_SNAPSHOT_SECONDS": "1",
+            "PKM_SNAPSHOT_RETENTION": "3",
+            **self.variables,
+        }
+
+
+@contextlib.contextmanager
+def new_world(settings: Settings, *, seed: int) -> Iterator[World]:
+    """Make stream, tables and stores; in the end everything that was started is gone."""
+    folder = Path(tempfile.mkdtemp(prefix="pkm-chaos-", dir="/dev/shm"))
+    initialise(settings)
+    lance.create_dataset(settings, dimension=DIMENSION)
+    world = World(settings, Feeder(settings, seed), folder)
+    try:
+        yield world
+    finally:
+        world.close()
+
+
+def fresh_settings(account: dict[str, str]) -> Settings:
+    """Empty a local AWS and name a bucket and a stream in it, through this process's environment."""
+    reset = urllib.request.Request(f"{account['AWS_ENDPOINT_URL']}/moto-api/reset", method="POST")
+    urllib.request.urlopen(reset, timeout=30).close()
+    name = uuid.uuid4().hex[:12]
+    os.environ.update({**account, "PKM_BUCKET": f"bucket-{name}", "PKM_STREAM": f"stream-{name}", "PKM_ENRICH": "none"})
+    load_settings.cache_clear()
+    settings = load_settings()
+    aws.s3_client(settings).create_bucket(Bucket=settings.bucket)
+    return settings
+
+
+def _addresses(processes: int) -> list[str]:
+    with contextlib.ExitStack() as stack:
+        ends = [stack.enter_context(socket.socket()) for _ in range(processes)]
+        for end in ends:
+            end.bind(("127.0.0.1", 0))
+        return [f"127.0.0.1:{end.getsockname()[1]}" for end in ends]
