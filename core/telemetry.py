@@ -11,6 +11,7 @@ import structlog
 from prometheus_client import Counter
 
 from core.settings import Settings
+from core.visible import visible
 
 __all__ = [
     "COMMITS",
@@ -31,17 +32,18 @@ COMMITS = Counter("pkm_commits", "Commits of a store", ["store"])
 
 def configure_logging(settings: Settings) -> None:
     """Send our logs to standard error in the chosen format, and keep libraries quiet."""
-    renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer()
+    # JSON spells out control characters by itself.
+    rendering: list[structlog.typing.Processor] = (
+        [structlog.processors.JSONRenderer()]
         if settings.log_format == "json"
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        else [_without_commands, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
     )
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
-            renderer,
+            *rendering,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(
             logging.getLevelNamesMapping()[settings.log_level.upper()]
@@ -50,6 +52,14 @@ def configure_logging(settings: Settings) -> None:
         cache_logger_on_first_use=True,
     )
     quiet_libraries()
+
+
+def _without_commands(_logger: object, _name: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    # A file's name or a service's answer must neither command the terminal nor look like a line of its own.
+    return {
+        name: visible(value, keep_lines=name == "exception") if isinstance(value, str) else value
+        for name, value in event.items()
+    }
 
 
 def quiet_libraries() -> None:
