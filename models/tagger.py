@@ -10,9 +10,10 @@ from __future__ import annotations
 import itertools
 import os
 import re
-import unicodedata
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,20 +28,18 @@ from core.errors import ModelError, reason
 from core.records import Entity
 from models.entity.loading import OWN_FOLDER, base_tokenizer, device, is_own, load_own, unbounded
 from models.registry import locate
+from models.spans import TYPES, kind_of, may_be_name, spans, trimmed
 
 __all__ = ["EMBEDDED", "Tagger", "TokenClassifier", "Window", "load_tagger", "windows"]
 
 EMBEDDED = "embedded"
 """The name of the model that ships with the product."""
 
-_TYPES = {
-    "PER": "PER", "PERSON": "PER", "ORG": "ORG", "ORGANIZATION": "ORG", "LOC": "LOC", "LOCATION": "LOC", "GPE": "LOC",
-    "MISC": "MISC", "MISCELLANEOUS": "MISC",
-}  # fmt: skip
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_PARAGRAPH = re.compile(r"\n\s*\n")
-# The last six are typographic dashes and quotation marks.
-_EDGES = frozenset("-*_`'\":;,/|<>=~^\u2013\u2014\u2018\u2019\u201c\u201d")
+# Texts are read this many characters at a time: a token costs some hundred bytes, and a document may have millions.
+READ_CHARACTERS = 500_000
+
+_loading = threading.Lock()
 
 _Integers = npt.NDArray[np.int64]
 _Floats = npt.NDArray[np.float32]
@@ -108,24 +107,34 @@ class Tagger:
         self._network = network
         self._tokenizer = tokenizer
         self._batch_tokens = batch_tokens
-        self._kinds = [_kind(label) for label in network.labels]
+        self._kinds = [kind_of(label) for label in network.labels]
         prefix, suffix = _special_tokens(tokenizer)
         self._prefix, self._suffix = prefix, suffix
 
     def find(self, texts: Sequence[str]) -> list[list[Entity]]:
         """Return the entities of each text, ordered by start, none overlapping; `text[start:end] == entity.text`.
 
-        `score` is the mean probability of the entity's labels over its words.
+        `score` is the mean probability of the entity's labels over its words. Memory is bounded, whatever the length
+        of the texts: a very long one is read in pieces, which begin at a paragraph, a line or a word.
         """
+        found: list[list[Entity]] = [[] for _ in texts]
+        for group in _groups(texts):
+            pieces = [texts[number][start:end] for number, start, end in group]
+            for (number, start, _), entities in zip(group, self._find(pieces), strict=True):
+                found[number] += [
+                    Entity(entity.text, entity.type, entity.score, start + entity.start, start + entity.end)
+                    for entity in entities
+                ]
+        return found
+
+    def _find(self, texts: Sequence[str]) -> Iterator[Iterator[Entity]]:
         # A lone surrogate is no Unicode; one character stands in for it, so that offsets stay.
         encodings = self._tokenizer.encode_batch(
             [_SURROGATE.sub("\ufffd", text) for text in texts], add_special_tokens=False
         )
         probabilities = self._classify(texts, encodings)
-        return [
-            list(self._entities(text, encoding.offsets, encoding.word_ids, scores))
-            for text, encoding, scores in zip(texts, encodings, probabilities, strict=True)
-        ]
+        for text, encoding, scores in zip(texts, encodings, probabilities, strict=True):
+            yield self._entities(text, encoding.offsets, encoding.word_ids, scores)
 
     def _classify(self, texts: Sequence[str], encodings: Sequence[Any]) -> list[_Floats]:
         """Probabilities (tokens x labels) of each text."""
@@ -167,75 +176,41 @@ class Tagger:
         self, text: str, offsets: Sequence[tuple[int, int]], words: Sequence[int | None], probabilities: _Floats
     ) -> Iterator[Entity]:
         end_of_previous = 0
-        for kind, start, end, score in _spans(text, offsets, words, probabilities, self._kinds):
-            start, end = _trimmed(text, max(start, end_of_previous), end)
+        for kind, start, end, score in spans(text, offsets, words, probabilities, self._kinds):
+            start, end = trimmed(text, max(start, end_of_previous), end)
             name = text[start:end]
-            if any(map(str.isalpha, name)) and (not self._network.needs_capital or _may_be_name(name)):
+            if any(map(str.isalpha, name)) and (not self._network.needs_capital or may_be_name(name)):
                 end_of_previous = end
                 yield Entity(name, kind, score, start, end)
 
 
-def _spans(
-    text: str,
-    offsets: Sequence[tuple[int, int]],
-    words: Sequence[int | None],
-    probabilities: _Floats,
-    kinds: Sequence[tuple[str, str]],
-) -> Iterator[tuple[str, int, int, float]]:
-    """Join words to (type, start, end, score); a word has the label of its first piece."""
-    best = probabilities.argmax(axis=1).tolist()
-    kind, start, end, scores = "", 0, 0, [0.0]
-    token = 0
-    while token < len(best):
-        last = token
-        while last + 1 < len(best) and words[last + 1] == words[token] and words[token] is not None:
-            last += 1
-        limit = offsets[last + 1][0] if last + 1 < len(best) else len(text)
-        word_start, word_end = offsets[token][0], _with_marks(text, offsets[last][1], limit)
-        tag, word_kind = kinds[best[token]]
-        if kind and (tag != "I" or word_kind != kind or _PARAGRAPH.search(text, end, word_start)):
-            yield kind, start, end, float(np.mean(scores))
-            kind = ""
-        if word_kind and not kind:
-            kind, start, scores = word_kind, word_start, []
-        if word_kind:
-            end = word_end
-            scores.append(float(probabilities[token, best[token]]))
-        token = last + 1
-    if kind:
-        yield kind, start, end, float(np.mean(scores))
+def _groups(texts: Sequence[str]) -> Iterator[list[tuple[int, int, int]]]:
+    """Cut texts into pieces (number of the text, start, end), in groups of about READ_CHARACTERS characters."""
+    group: list[tuple[int, int, int]] = []
+    characters = 0
+    for number, text in enumerate(texts):
+        start = 0
+        while start < len(text):
+            end = _piece_end(text, start)
+            group.append((number, start, end))
+            characters += end - start
+            start = end
+            if characters >= READ_CHARACTERS:
+                yield group
+                group, characters = [], 0
+    if group:
+        yield group
 
 
-def _with_marks(text: str, end: int, limit: int) -> int:
-    # Tokenizers that strip accents leave a combining mark out of the word it belongs to.
-    while end < limit and unicodedata.category(text[end]).startswith("M"):
-        end += 1
-    return end
-
-
-def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
-    while start < end and _is_edge(text[start]):
-        start += 1
-    while start < end and _is_edge(text[end - 1]):
-        end -= 1
-    return start, end
-
-
-def _is_edge(character: str) -> bool:
-    # Full stops and brackets may belong to a name: Corp., Union (UK).
-    return character.isspace() or character in _EDGES
-
-
-def _may_be_name(name: str) -> bool:
-    return name.lower() != name or not any(map(str.islower, name))
-
-
-def _kind(label: str) -> tuple[str, str]:
-    """Split a label into B or I, and our type; without a prefix neighbours of one type are one entity."""
-    tag, dash, kind = label.partition("-")
-    if not dash or tag not in {"B", "I"}:
-        tag, kind = "I", label
-    return (tag, _TYPES[kind.upper()]) if kind.upper() in _TYPES else ("O", "")
+def _piece_end(text: str, start: int) -> int:
+    limit = start + READ_CHARACTERS
+    if limit >= len(text):
+        return len(text)
+    for mark in ("\n\n", "\n", " "):
+        place = text.rfind(mark, start + READ_CHARACTERS // 2, limit)
+        if place >= 0:
+            return place + len(mark)
+    return limit
 
 
 def _special_tokens(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
@@ -282,10 +257,18 @@ class _HuggingFace:
 def load_tagger(name: str, *, threads: int | None) -> Tagger:
     """Load `embedded`, or what `models.registry.locate` finds: a token classifier, safetensors only, no remote code.
 
-    `threads` sets torch's threads of the whole process. Raises ModelError when the model can't be found or used.
+    A model is loaded once per process. `threads` sets torch's threads of the whole process. Raises ModelError when
+    the model can't be found or used.
     """
-    if threads is not None:
-        torch.set_num_threads(threads)
+    # Workers are threads: without the lock each would load the model when the first notes arrive.
+    with _loading:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        return _load(name)
+
+
+@cache
+def _load(name: str) -> Tagger:
     if name == EMBEDDED:
         return Tagger(load_own(OWN_FOLDER), base_tokenizer())
     located = locate(name)
@@ -313,7 +296,7 @@ def _load_hugging_face(name: str, located: str) -> Tagger:
     if report["missing_keys"]:
         raise ModelError(f'"{name}" is no token classifier: it has no {min(report["missing_keys"])}')
     labels = [str(label) for label in model.config.id2label.values()]
-    if not any(_kind(label)[1] for label in labels):
-        raise ModelError(f'entity model "{name}" has the labels {", ".join(labels)}, none of {", ".join(_TYPES)}')
+    if not any(kind_of(label)[1] for label in labels):
+        raise ModelError(f'entity model "{name}" has the labels {", ".join(labels)}, none of {", ".join(TYPES)}')
     most = min(256, tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 256))
     return Tagger(_HuggingFace(model, window_tokens=most), unbounded(tokenizer.backend_tokenizer))

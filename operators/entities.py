@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 from collections.abc import Sequence
-from functools import cache
 from typing import TYPE_CHECKING
 
 import bytewax.operators as op
@@ -17,10 +15,6 @@ if TYPE_CHECKING:
     from models.tagger import Tagger
 
 __all__ = ["find", "with_entities"]
-
-_LOADING = threading.Lock()
-_SLICE_CHARS = 1_000_000
-"""Texts are read in slices of about this many characters: a micro-batch of long notes stays small in memory."""
 
 
 @operator
@@ -41,49 +35,19 @@ def find(
     def find_in_batch(batch: list[Note]) -> list[Note]:
         if model is None or not any(map(_has_text, batch)):
             return batch
-        return with_entities(_tagger(model, threads), batch)
+        # Here, not at the top: importing torch takes seconds, and building a flow must not pay for it.
+        from models.tagger import load_tagger
+
+        return with_entities(load_tagger(model, threads=threads), batch)
 
     return op.flat_map_batch("find", notes, find_in_batch)
 
 
 def with_entities(tagger: Tagger, notes: Sequence[Note]) -> list[Note]:
     """Return the notes in order, those that are not deleted with their entities."""
-    found = dict[int, Note]()
-    waiting: list[int] = []
-    chars = 0
-    for number, note in enumerate(notes):
-        if not _has_text(note):
-            continue
-        waiting.append(number)
-        chars += len(note.document.text)
-        if chars >= _SLICE_CHARS:
-            found |= _read(tagger, notes, waiting)
-            waiting, chars = [], 0
-    found |= _read(tagger, notes, waiting)
-    return [found.get(number, note) for number, note in enumerate(notes)]
+    found = iter(tagger.find([note.document.text for note in notes if _has_text(note)]))
+    return [dataclasses.replace(note, entities=tuple(next(found))) if _has_text(note) else note for note in notes]
 
 
 def _has_text(note: Note) -> bool:
     return not note.event.deleted and bool(note.document.text)
-
-
-def _read(tagger: Tagger, notes: Sequence[Note], numbers: Sequence[int]) -> dict[int, Note]:
-    entities = tagger.find([notes[number].document.text for number in numbers])
-    return {
-        number: dataclasses.replace(notes[number], entities=tuple(some))
-        for number, some in zip(numbers, entities, strict=True)
-    }
-
-
-def _tagger(model: str, threads: int | None) -> Tagger:
-    # Workers are threads: without the lock each would load the model when the first notes arrive.
-    with _LOADING:
-        return _loaded(model, threads)
-
-
-@cache
-def _loaded(model: str, threads: int | None) -> Tagger:
-    # Here, not at the top: importing torch takes seconds, and building a flow must not pay for it.
-    from models.tagger import load_tagger
-
-    return load_tagger(model, threads=threads)

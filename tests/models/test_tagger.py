@@ -1,9 +1,13 @@
+"""The entity model: what it finds, offsets, windows and pieces, foreign models, faults."""
+
 from __future__ import annotations
 
 import json
 import shutil
+import time
 import unicodedata
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +20,7 @@ from transformers import BertConfig, BertForTokenClassification, BertTokenizerFa
 
 from core.errors import ModelError
 from models import tagger as tagger_module
-from models.entity.loading import OWN_FOLDER, base_tokenizer
+from models.entity.loading import OWN_FOLDER, OwnClassifier, base_tokenizer
 from models.entity.network import FEATURES, features
 from models.tagger import EMBEDDED, Tagger, Window, load_tagger, windows
 
@@ -173,6 +177,36 @@ def test_a_text_of_100_kilobytes_is_read_to_its_end() -> None:
     assert found[0].start == text.index("Ada")
 
 
+@pytest.mark.parametrize("gap", ["\n\n", "\n", " "])
+def test_a_text_that_is_read_in_pieces_gives_what_it_gives_whole(
+    gap: str, tagger: Tagger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sentences = ["Marie Curie worked in Paris.", "Niels Bohr met Ada Lovelace in London.", "It rained."]
+    text = gap.join(sentences * 8)
+    whole = tagger.find([text, "", "Anna Berg called."])
+    monkeypatch.setattr(tagger_module, "READ_CHARACTERS", 120)
+    calls: list[int] = []
+    find = tagger._find
+    monkeypatch.setattr(tagger, "_find", lambda texts: calls.append(sum(map(len, texts))) or find(texts))
+
+    pieces = tagger.find([text, "", "Anna Berg called."])
+
+    assert [(entity.text, entity.start) for entity in pieces[0]] == [
+        (entity.text, entity.start) for entity in whole[0]
+    ]
+    assert len(pieces[0]) == 40
+    assert [entity.text for entity in pieces[2]] == ["Anna Berg"]
+    assert all(text[entity.start : entity.end] == entity.text for entity in pieces[0])
+    assert len(calls) > 5
+    assert max(calls) < 2 * 120
+
+
+def test_a_text_without_any_space_is_cut_all_the_same(tagger: Tagger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tagger_module, "READ_CHARACTERS", 10)
+    (found,) = tagger.find(["x" * 95])
+    assert all(0 <= entity.start < entity.end <= 95 for entity in found)
+
+
 def test_a_name_does_not_reach_over_a_blank_line() -> None:
     found = Tagger(CapitalWords(), base_tokenizer()).find(["so Ada\nLovelace and Tom\n\nJones came"])[0]
     assert [entity.text for entity in found] == ["Ada\nLovelace", "Tom", "Jones"]
@@ -301,6 +335,22 @@ def test_damaged_weights_of_our_own_model_are_a_model_error(tmp_path: Path) -> N
     with pytest.raises(ModelError, match=r"-m models\.training\.train") as raised:
         load_tagger(str(tmp_path), threads=None)
     assert str(tmp_path) in str(raised.value)
+
+
+def test_all_who_ask_at_once_get_one_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    load_own, loaded = tagger_module.load_own, []
+
+    def slowly(folder: Path) -> OwnClassifier:
+        loaded.append(folder)
+        time.sleep(0.05)
+        return load_own(folder)
+
+    monkeypatch.setattr(tagger_module, "load_own", slowly)
+    tagger_module._load.cache_clear()
+    with ThreadPoolExecutor(4) as workers:
+        found = list(workers.map(lambda _: load_tagger(EMBEDDED, threads=None), range(4)))
+    assert len(loaded) == 1
+    assert all(one is found[0] for one in found)
 
 
 def test_threads_are_set_when_asked_for() -> None:

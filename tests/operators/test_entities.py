@@ -1,9 +1,9 @@
+"""Entities of notes: what the operator adds, what it leaves as it is, when the model is loaded."""
+
 from __future__ import annotations
 
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -15,7 +15,6 @@ from bytewax.testing import TestingSink, TestingSource, cluster_main, run_main
 
 from core.errors import ModelError
 from core.records import Document, Entity, Event, Note, Position, RawRecord
-from models import tagger as tagger_module
 from models.tagger import Tagger, load_tagger
 from operators import entities
 
@@ -81,15 +80,11 @@ def test_deleted_and_empty_notes_pass_untouched() -> None:
     assert not any(counting.calls) or counting.calls == [[]]
 
 
-def test_a_micro_batch_is_one_call_and_a_large_one_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_micro_batch_is_one_call() -> None:
     counting = Counting()
     notes = [note(f"text {number}") for number in range(5)]
-    entities.with_entities(counting, notes)  # type: ignore[arg-type]
-    assert [len(call) for call in counting.calls if call] == [5]
-    counting.calls.clear()
-    monkeypatch.setattr(entities, "_SLICE_CHARS", 12)
     found = entities.with_entities(counting, notes)  # type: ignore[arg-type]
-    assert [len(call) for call in counting.calls if call] == [2, 2, 1]
+    assert [len(call) for call in counting.calls] == [5]
     assert [one.entities[0].text for one in found] == [one.document.text for one in notes]
 
 
@@ -103,27 +98,6 @@ def test_the_operator_keeps_notes_and_order(workers: int) -> None:
         cluster_main(flow, [], 0, worker_count_per_proc=2)
     assert [one.document.text for one in out] == [one.document.text for one in NOTES * 2]
     assert [len(one.entities) for one in out] == [4, 0, 0, 2] * 2
-
-
-def test_workers_load_the_model_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded = []
-
-    def load(name: str, *, threads: int | None) -> Counting:
-        loaded.append(name)
-        time.sleep(0.05)
-        return Counting()
-
-    monkeypatch.setattr(tagger_module, "load_tagger", load)
-    entities._loaded.cache_clear()
-    try:
-        workers = [threading.Thread(target=entities._tagger, args=("some", None)) for _ in range(4)]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
-    finally:
-        entities._loaded.cache_clear()
-    assert loaded == ["some"]
 
 
 def test_a_missing_model_stops_the_flow_with_its_name() -> None:
