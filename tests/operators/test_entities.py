@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
 
 import bytewax.operators as op
 import pytest
@@ -13,12 +12,11 @@ from bytewax.dataflow import Dataflow
 from bytewax.errors import BytewaxRuntimeError
 from bytewax.testing import TestingSink, TestingSource, cluster_main, run_main
 
+from builders import event_of, note_of
 from core.errors import ModelError
-from core.records import Document, Entity, Event, Note, Position, RawRecord
+from core.records import Entity, Note
 from models.tagger import Tagger, load_tagger
 from operators import entities
-
-NOW = datetime(2026, 11, 23, 8, tzinfo=UTC)
 
 
 @pytest.fixture(scope="module")
@@ -26,18 +24,11 @@ def tagger() -> Tagger:
     return load_tagger("embedded", threads=None)
 
 
-def note(text: str, *, deleted: bool = False) -> Note:
-    record = RawRecord(b"", "key", NOW, Position("shard", 1))
-    event = Event("event", "note", "files", "bucket", "key", None, 0, None, {}, NOW, deleted=deleted, record=record)
-    document = Document(event, text, "text/plain", text, "", "{}", (), (), "en", len(text.split()), len(text))
-    return Note(document, "1")
-
-
 NOTES = [
-    note("Angela Merkel met Emmanuel Macron in Paris. Paris was cold."),
-    note("", deleted=True),
-    note("We walked home and made dinner."),
-    note("Maria Silva moved to Lisbon."),
+    note_of("Angela Merkel met Emmanuel Macron in Paris. Paris was cold."),
+    note_of(""),
+    note_of("We walked home and made dinner."),
+    note_of("Maria Silva moved to Lisbon."),
 ]
 
 
@@ -75,14 +66,14 @@ def test_every_occurrence_is_added_and_the_rest_of_the_note_stays(tagger: Tagger
 
 def test_deleted_and_empty_notes_pass_untouched() -> None:
     counting = Counting()
-    deleted, empty = note("Anna was here", deleted=True), note("")
+    deleted, empty = note_of("Anna was here", event=event_of(deleted=True)), note_of("", event=event_of())
     assert [id(one) for one in entities.with_entities(counting, [deleted, empty])] == [id(deleted), id(empty)]  # type: ignore[arg-type]
     assert not any(counting.calls) or counting.calls == [[]]
 
 
 def test_a_micro_batch_is_one_call() -> None:
     counting = Counting()
-    notes = [note(f"text {number}") for number in range(5)]
+    notes = [note_of(f"text {number}") for number in range(5)]
     found = entities.with_entities(counting, notes)  # type: ignore[arg-type]
     assert [len(call) for call in counting.calls] == [5]
     assert [one.entities[0].text for one in found] == [one.document.text for one in notes]

@@ -11,8 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +24,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pebble import ProcessPool
 
+from builders import event_of
 from core.errors import ResourceError
-from core.records import Document, Event, Failure, FetchedEvent, Position, RawRecord
+from core.records import Document, Failure, FetchedEvent
 from core.settings import Settings
 from operators import extract
 from operators.formats import process
@@ -35,28 +34,12 @@ from operators.formats.detect import Format
 from operators.formats.extracted import Extracted, Refused
 from operators.formats.process import Parsers
 
-NOW = datetime(2026, 11, 23, 8, 0, tzinfo=UTC)
 SECONDS = 1.0
 ROOT = Path(__file__).parents[2]
 
 
 def fetched(content: bytes, **changes: Any) -> FetchedEvent:
-    record = RawRecord(b"{}", "key", NOW, Position("shardId-000000000000", 1))
-    event = Event(
-        event_id="event",
-        note_id="note",
-        source_type="files",
-        bucket="lake",
-        s3_key="raw/files/0123",
-        content_type=None,
-        content_size=len(content),
-        content_sha256=None,
-        metadata={},
-        timestamp=NOW,
-        deleted=False,
-        record=record,
-    )
-    return FetchedEvent(replace(event, **changes), content)
+    return FetchedEvent(event_of(content_size=len(content), **changes), content)
 
 
 @pytest.fixture(scope="module")

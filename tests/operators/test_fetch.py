@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -18,35 +18,18 @@ from bytewax.dataflow import Dataflow
 from bytewax.testing import TestingSink, TestingSource, cluster_main, run_main
 from obstore.store import S3Store
 
+from builders import event_of
 from core import aws
 from core.errors import MissingError, UnreachableError
-from core.records import Event, Failure, FetchedEvent, Position, RawRecord
+from core.records import Event, Failure, FetchedEvent
 from core.settings import Settings
 from operators import fetch
 
-NOW = datetime(2026, 11, 23, 8, 0, tzinfo=UTC)
 BODY = b"# Hello\n" * 1000
 
 
 def event(key: str, *, bucket: str, **changes: Any) -> Event:
-    record = RawRecord(b"{}", "key", NOW, Position("shardId-000000000000", 1))
-    return replace(
-        Event(
-            event_id=f"id-{abs(hash(key))}",
-            note_id="note",
-            source_type="files",
-            bucket=bucket,
-            s3_key=key,
-            content_type=None,
-            content_size=0,
-            content_sha256=None,
-            metadata={},
-            timestamp=NOW,
-            deleted=False,
-            record=record,
-        ),
-        **changes,
-    )
+    return event_of(event_id=f"id-{abs(hash(key))}", bucket=bucket, s3_key=key, **changes)
 
 
 @contextmanager
