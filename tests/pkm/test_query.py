@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -108,3 +109,59 @@ def test_a_table_that_was_not_created_is_missing(settings: Settings) -> None:
 def test_a_query_that_can_not_be_run_is_said_so(filled: Settings, query: str) -> None:
     with pytest.raises(QueryError):
         run_sql(filled, query)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "import database '/tmp'",
+        "export database '/tmp/stolen'",
+        "create secret s (type s3, key_id 'a', secret 'b')",
+        "install httpfs",
+        "pragma version",
+        "drop table bronze.notes",
+        "prepare p as select 1",
+        "select 1; drop table bronze.notes",
+        "",
+        "-- nothing",
+    ],
+)
+def test_only_one_query_that_reads_is_run(settings: Settings, query: str) -> None:
+    with pytest.raises(QueryError, match="query"):
+        run_sql(settings, query)
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["select * from glob('/*')", "select * from duckdb_secrets()", "explain analyze copy (select 1) to '{file}'"],
+)
+def test_a_query_touches_no_file(settings: Settings, tmp_path: Path, query: str) -> None:
+    with pytest.raises(QueryError):
+        run_sql(settings, query.format(file=tmp_path / "written"))
+    assert not (tmp_path / "written").exists()
+
+
+def test_names_of_this_program_are_no_tables(settings: Settings) -> None:
+    with pytest.raises(MissingError, match="connection"):
+        run_sql(settings, "select * from connection")
+
+
+def test_a_result_that_would_fill_the_memory_is_refused(settings: Settings) -> None:
+    with pytest.raises(QueryError, match="limit"):
+        run_sql(settings, "select * from range(1000000000000)")
+
+
+def test_a_query_has_a_part_of_the_memory(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pkm.query.MEMORY_LIMIT", "64MB")
+
+    with pytest.raises(QueryError, match="Out of Memory"):
+        run_sql(settings, "select list(i) from range(20000000) numbers(i)")
+
+
+def test_columns_of_one_name_stay_apart(settings: Settings) -> None:
+    assert run_sql(settings, "select 1 as a, 2 as a, 3 as a_2") == [{"a": 1, "a_3": 2, "a_2": 3}]
+
+
+def test_a_value_that_python_can_not_hold_is_said_so(settings: Settings) -> None:
+    with pytest.raises(QueryError, match="cast it to text"):
+        run_sql(settings, "select timestamp 'infinity' as time")
