@@ -9,14 +9,15 @@ from core.settings import Settings
 __all__ = ["own_prefixes"]
 
 _VECTORS, _METADATA, _SNAPSHOTS = "vectors/", "metadata/", "snapshots/"
+_LEDGERS = ("dead-letters/", "replays/")
 
 
 def own_prefixes(settings: Settings) -> tuple[str, ...]:
-    """Return the key prefixes of tables, vectors, metadata and recovery snapshots in `settings.bucket`.
+    """Return the key prefixes of tables, vectors, metadata, recovery snapshots and ledgers in `settings.bucket`.
 
     The tables' is left out where PKM_WAREHOUSE names another bucket, or a whole bucket.
     """
     warehouse = urlsplit(settings.warehouse_uri)
     folder = warehouse.path.strip("/")
     tables = (f"{folder}/",) if warehouse.netloc == settings.bucket and folder else ()
-    return (*tables, _VECTORS, _METADATA, _SNAPSHOTS)
+    return (*tables, _VECTORS, _METADATA, _SNAPSHOTS, *_LEDGERS)

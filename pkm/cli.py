@@ -31,6 +31,8 @@ app = typer.Typer(
 )
 ingest = typer.Typer(help="Put documents on S3 and announce them on the stream.", no_args_is_help=True)
 app.add_typer(ingest, name="ingest")
+dlq = typer.Typer(help="Look at dead letters, and put them on the stream again.", no_args_is_help=True)
+app.add_typer(dlq, name="dlq")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
@@ -186,6 +188,64 @@ def sql(query: Annotated[str, typer.Argument(help="DuckDB SQL.")], as_json: AsJs
     from pkm.query import run_sql
 
     screen.show_rows(run_sql(_settings(), query), as_json=as_json)
+
+
+Step = Annotated[str | None, typer.Option(help="Only failures of this step: parse, fetch, extract, windows.")]
+Error = Annotated[str | None, typer.Option(help="Only failures with this error, such as MissingObject.")]
+Since = Annotated[str | None, typer.Option(metavar="TIME", help="Only what failed at or after this time (ISO 8601).")]
+Until = Annotated[str | None, typer.Option(metavar="TIME", help="Only what failed before this time (ISO 8601).")]
+
+
+@dlq.command("ls")
+def dlq_ls(
+    step: Step = None,
+    error: Error = None,
+    since: Since = None,
+    until: Until = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most this many, newest first.")] = 100,
+    everything: Annotated[bool, typer.Option("--all", help="Also those that are stored or redriven by now.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List dead letters that still wait for somebody."""
+    from pkm.dead_letters import Selection, list_letters, read_time
+
+    selection = Selection(step=step, error=error, since=read_time(since), until=read_time(until))
+    rows = list_letters(_settings(), selection, everything=everything, limit=limit)
+    screen.show_rows(rows, as_json=as_json)
+
+
+@dlq.command("show")
+def dlq_show(letter: Annotated[str, typer.Argument(metavar="ID")], as_json: AsJson = False) -> None:
+    """Show one dead letter with its payload; ID is that of the letter or of its event."""
+    from pkm.dead_letters import show_letter
+
+    screen.show_fields(show_letter(_settings(), letter), title=letter, as_json=as_json)
+
+
+@dlq.command("redrive")
+def dlq_redrive(
+    letters: Annotated[
+        list[str] | None, typer.Option("--id", metavar="ID", help="This one; may be repeated.")
+    ] = None,
+    step: Step = None,
+    error: Error = None,
+    since: Since = None,
+    until: Until = None,
+    everything: Annotated[bool, typer.Option("--all", help="All that are open.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be sent.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Put dead letters on the stream again; one that succeeds counts once everywhere."""
+    from pkm.dead_letters import Selection, read_time, redrive
+
+    selection = Selection(
+        ids=tuple(letters or ()), step=step, error=error, since=read_time(since), until=read_time(until)
+    )
+    if selection == Selection() and not everything:
+        raise typer.BadParameter("say which: --step, --error, --since, --until, --id or --all")
+    with screen.progress("redriving", quiet=as_json) as advance:
+        done = redrive(_settings(), selection, dry_run=dry_run, on_progress=advance)
+    screen.show_redriven(done, as_json=as_json)
 
 
 @app.command()

@@ -24,6 +24,7 @@ from core import telemetry
 from core.visible import visible, visible_json
 
 if TYPE_CHECKING:
+    from pkm.dead_letters import Redriven
     from pkm.demo import DemoReport
     from pkm.status import Status
     from sinks.lance import SearchHit
@@ -38,6 +39,7 @@ __all__ = [
     "show_fields",
     "show_hits",
     "show_note",
+    "show_redriven",
     "show_rows",
     "show_status",
     "show_summary",
@@ -125,6 +127,19 @@ def _bar(*, quiet: bool) -> Progress:
         console=messages,
         disable=quiet or not messages.is_terminal,
     )
+
+
+def show_redriven(done: Redriven, *, as_json: bool) -> None:
+    """Print what a redrive sent and what it left alone."""
+    if as_json:
+        _print_json(done)
+        return
+    for name in done.sent:
+        output.print(Text(name), soft_wrap=True)
+    sent = "would be put" if done.dry_run else "put"
+    step(f"{len(done.sent)} dead letters {sent} on the stream again")
+    for reason, count in sorted(done.skipped.items()):
+        step(f"{count} left alone: {reason}")
 
 
 def show_environment(variables: Mapping[str, str]) -> None:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from mypy_boto3_kinesis import KinesisClient
     from mypy_boto3_kinesis.type_defs import PutRecordsRequestEntryTypeDef, PutRecordsResultEntryTypeDef
 
-__all__ = ["SourceItem", "Summary", "announce", "announce_deletions", "raw_key"]
+__all__ = ["SourceItem", "Summary", "announce", "announce_again", "announce_deletions", "raw_key"]
 
 # Limits of one PutRecords call; a record's size counts its partition key.
 BATCH_RECORDS = 500
@@ -151,6 +151,22 @@ def announce_deletions(
         _send(kinesis, group, settings=settings, pause=pause, on_progress=on_progress)
         announced += len(group)
     return Summary(announced=announced)
+
+
+def announce_again(
+    records: Iterable[tuple[str, bytes]],
+    *,
+    settings: Settings,
+    on_progress: Callable[[int], None] | None = None,
+    client: KinesisClient | None = None,
+    pause: Callable[[float], None] = time.sleep,
+) -> None:
+    """Put records on the stream that were on it before, in order: pairs of partition key and data. Raises like
+    `announce`."""
+    announcements = [_Announcement(partition_key, data) for partition_key, data in records]
+    _send(
+        client or aws.kinesis_client(settings), announcements, settings=settings, pause=pause, on_progress=on_progress
+    )
 
 
 def _check_source_type(source_type: str) -> None:
