@@ -65,6 +65,8 @@ def _without_commands(_logger: object, _name: str, event: structlog.typing.Event
 def quiet_libraries() -> None:
     """Silence progress bars and chatter of the model and table libraries; errors still show."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # The hub reports every retry; what matters in the end is in the error.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     for name in (

