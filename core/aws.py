@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "catalog_properties",
+    "client_config",
     "endpoint",
     "kinesis_client",
     "lance_storage_options",
@@ -32,8 +33,10 @@ __all__ = [
 ]
 
 CONNECT_SECONDS = 5
-READ_SECONDS = 30
+# Of calls without a stream that could wait for them: a wrong endpoint is told soon.
 ATTEMPTS = 8
+# Time ends retries, not their number: the clients' random back-off may spend ten of them within two seconds.
+STORE_RETRIES = 1_000
 
 
 def region(settings: Settings) -> str:
@@ -60,12 +63,21 @@ def s3_client(settings: Settings) -> S3Client:
 
 def _boto_client(service: str, settings: Settings) -> Any:
     # boto3's typed overloads need a literal service name, so the callers above carry the types.
-    config = Config(
-        connect_timeout=CONNECT_SECONDS,
-        read_timeout=READ_SECONDS,
-        retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+    return boto3.client(  # type: ignore[call-overload]
+        service,
+        region_name=region(settings),
+        endpoint_url=endpoint(service),
+        config=client_config(settings, attempts=ATTEMPTS),
     )
-    return boto3.client(service, region_name=region(settings), endpoint_url=endpoint(service), config=config)  # type: ignore[call-overload]
+
+
+def client_config(settings: Settings, *, attempts: int) -> Config:
+    """Time-outs and attempts of a boto3 client."""
+    return Config(
+        connect_timeout=CONNECT_SECONDS,
+        read_timeout=settings.request_seconds,
+        retries={"mode": "standard", "total_max_attempts": attempts},
+    )
 
 
 def object_store(settings: Settings, *, bucket: str | None = None, prefix: str | None = None) -> S3Store:
@@ -74,13 +86,17 @@ def object_store(settings: Settings, *, bucket: str | None = None, prefix: str |
         bucket or settings.bucket,
         prefix=prefix,
         config=s3_options(settings),  # type: ignore[arg-type]
-        client_options={"timeout": timedelta(seconds=READ_SECONDS), "allow_http": _plain_http()},
+        client_options={
+            "timeout": settings.request_timeout,
+            "connect_timeout": timedelta(seconds=CONNECT_SECONDS),
+            "allow_http": _plain_http(),
+        },
         retry_config={
-            "max_retries": ATTEMPTS,
-            "retry_timeout": timedelta(minutes=2),
+            "max_retries": STORE_RETRIES,
+            "retry_timeout": settings.retry_timeout,
             "backoff": {
                 "init_backoff": timedelta(milliseconds=100),
-                "max_backoff": timedelta(seconds=10),
+                "max_backoff": timedelta(seconds=5),
                 "base": 2,
             },
         },
@@ -106,7 +122,14 @@ def s3_options(settings: Settings) -> dict[str, str]:
 
 def lance_storage_options(settings: Settings) -> dict[str, str]:
     """Options for `lance.dataset(…, storage_options=…)`."""
-    options = {f"aws_{name}": value for name, value in s3_options(settings).items()}
+    options = {
+        **{f"aws_{name}": value for name, value in s3_options(settings).items()},
+        "timeout": f"{settings.request_seconds}s",
+        "connect_timeout": f"{CONNECT_SECONDS}s",
+        "client_max_retries": str(ATTEMPTS),
+        # Lance itself lists versions up to six times, and our sink retries what it does.
+        "client_retry_timeout": str(max(1, round(settings.retry_seconds / 6))),
+    }
     if _plain_http():
         options["allow_http"] = "true"
     return options
@@ -119,6 +142,8 @@ def catalog_properties(settings: Settings) -> dict[str, str]:
         "warehouse": settings.warehouse_uri,
         "s3.region": region(settings),
         "client.region": region(settings),
+        "s3.connect-timeout": str(CONNECT_SECONDS),
+        "s3.request-timeout": str(settings.request_seconds),
     }
     if settings.catalog_uri:
         properties["uri"] = settings.catalog_uri

@@ -86,6 +86,10 @@ class Settings(BaseSettings):
         Path("/dev/shm/pkm/recovery"),  # noqa: S108 - memory is the point, and the folder is private
         description="in memory; holds the running flow's state",
     )
+    request_seconds: Annotated[float, Field(gt=0)] = Field(30.0, description="time a request to AWS may take")
+    retry_seconds: Annotated[float, Field(gt=0)] = Field(
+        60.0, description="how long a fault of S3 or the catalog is retried before the flow stops"
+    )
     failure_rate_limit: Annotated[float, Field(gt=0, le=1)] = Field(
         0.5, description="the flow stops when a larger part of the last records failed; 1 never stops"
     )
@@ -121,6 +125,16 @@ class Settings(BaseSettings):
     def epoch(self) -> timedelta:
         """Length of an epoch: the unit of commit."""
         return timedelta(seconds=self.snapshot_seconds)
+
+    @property
+    def request_timeout(self) -> timedelta:
+        """Time a request to AWS may take."""
+        return timedelta(seconds=self.request_seconds)
+
+    @property
+    def retry_timeout(self) -> timedelta:
+        """How long a fault of S3 or the catalog is retried before the flow stops."""
+        return timedelta(seconds=self.retry_seconds)
 
     @property
     def window_length(self) -> timedelta:

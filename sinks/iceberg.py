@@ -22,10 +22,12 @@ from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 from pyiceberg.table import Table
 
 from core.records import Document, Failure, Note, WindowAggregate
+from core.recovery.ownership import check_ownership
 from core.settings import Settings
 from sinks.iceberg_catalog import load, load_table, table_marker
-from sinks.iceberg_commit import CommitQueue, Committer, PendingCommit
+from sinks.iceberg_commit import CommitQueue, Committer, PendingCommit, Retries
 from sinks.iceberg_epoch import Epoch
+from sinks.iceberg_owner import Owner
 from sinks.iceberg_rows import Change
 from sinks.iceberg_tables import TableSpec
 
@@ -121,14 +123,22 @@ class IcebergSink(FixedPartitionedSink[Change, TableState]):
         """Name the one partition, after its table."""
         return [self._spec.identifier]
 
-    def build_part(self, step_id: str, for_part: str, resume_state: TableState | None) -> TablePartition:  # noqa: ARG002
-        """Build the committer.
+    def build_part(self, step_id: str, for_part: str, resume_state: TableState | None) -> TablePartition:
+        """Build the committer, and take the table over from whatever execution had it.
 
         Raises MissingError for a table that was not created, UnreachableError when the catalog does not answer,
         CommitError and FencedError when a commit that the state names can't be made.
         """
+        check_ownership()
         catalog = load(self._settings)
-        committer = Committer(load_table(catalog, self._settings, for_part), key_columns=self._spec.key_columns)
+        committer = Committer(
+            load_table(catalog, self._settings, for_part),
+            key_columns=self._spec.key_columns,
+            retries=Retries(seconds=self._settings.retry_seconds),
+            # Step ids begin with the flow's name.
+            owner=Owner(step_id.partition(".")[0]),
+        )
+        committer.claim()
         return TablePartition(
             load_table(catalog, self._settings, for_part),
             self._spec,

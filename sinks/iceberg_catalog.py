@@ -30,12 +30,15 @@ __all__ = [
     "COMMIT_ID_PROPERTY",
     "MARKER_PROPERTY",
     "OUTSIDE_FAULTS",
+    "OWNER_PROPERTY",
+    "RETRY_PROPERTY",
     "check_tables",
     "create_tables",
     "load",
     "load_table",
     "look_for",
     "marker",
+    "marker_properties",
     "row_count",
     "scan",
     "table_marker",
@@ -44,9 +47,15 @@ __all__ = [
 
 NAMESPACES = ("bronze", "silver", "gold")
 CREATE_ATTEMPTS = 8
+CATALOG_ATTEMPTS = 4
+LOAD_ATTEMPTS = 3
 
 MARKER_PROPERTY = "pkm.marker"
-"""In a snapshot's summary: `core.markers.Marker` as JSON."""
+"""In a snapshot's summary: `core.markers.Marker` as JSON; in the table's properties too, as snapshots expire."""
+OWNER_PROPERTY = "pkm.owner"
+"""With a flow's name, in the table's properties: the execution that may commit."""
+RETRY_PROPERTY = "pkm.retry-seconds"
+"""Of our catalog clients: how long reading and writing files is retried."""
 COMMIT_ID_PROPERTY = "pkm.commit-id"
 """In a snapshot's summary: names the commit that made it, so that a lost response can be told from a lost commit."""
 
@@ -63,9 +72,7 @@ TABLE_PROPERTIES = {
 
 CLIENT_PROPERTIES: dict[str, Any] = {
     # The default of 10 keeps a user with a wrong endpoint waiting for minutes; the commit loop retries by itself.
-    "glue.max-retries": 3,
-    "s3.connect-timeout": "5",
-    "s3.request-timeout": "30",
+    "glue.max-retries": CATALOG_ATTEMPTS - 1,
 }
 
 _CONNECTING = threading.Lock()
@@ -84,11 +91,17 @@ def load(settings: Settings) -> Catalog:
 
 
 def _connect(settings: Settings) -> Catalog:
-    properties: dict[str, Any] = {**aws.catalog_properties(settings), **CLIENT_PROPERTIES}
+    properties: dict[str, Any] = {
+        **aws.catalog_properties(settings),
+        **CLIENT_PROPERTIES,
+        RETRY_PROPERTY: str(settings.retry_seconds),
+    }
     # Clients can be shared between threads, making them can't.
     with _CONNECTING:
         if settings.catalog == "glue":
-            properties["botocore_session"] = _botocore_session()
+            properties["botocore_session"] = session = _botocore_session()
+            # pyiceberg sets the number of retries only; botocore's own time-outs are a minute each.
+            session.set_default_client_config(aws.client_config(settings, attempts=CATALOG_ATTEMPTS))
         return load_catalog("pkm", **properties)
 
 
@@ -105,11 +118,20 @@ def load_table(catalog: Catalog, settings: Settings, identifier: str) -> Table:
     """
     with _reaching(settings):
         try:
-            return catalog.load_table(identifier)
+            # Beside the clients' own retries, which a bad minute uses up.
+            for attempt in tenacity.Retrying(
+                stop=tenacity.stop_after_attempt(LOAD_ATTEMPTS),
+                wait=tenacity.wait_random_exponential(multiplier=0.2, max=2),
+                retry=tenacity.retry_if_exception_type(OUTSIDE_FAULTS),
+                reraise=True,
+            ):
+                with attempt:
+                    return catalog.load_table(identifier)
         except (NoSuchTableError, NoSuchNamespaceError) as error:
             raise MissingError(
                 f"the {settings.catalog} catalog has no table {identifier}: create it with `pkm init`"
             ) from error
+    raise AssertionError("unreachable: the last attempt returns or raises")
 
 
 def create_tables(settings: Settings) -> list[str]:
@@ -211,13 +233,24 @@ def marker(settings: Settings, identifier: str) -> Marker:
 def table_marker(table: Table) -> Marker:
     """Return the newest marker in the history of the table's current snapshot; an empty one where there is none.
 
-    Snapshots of other writers (compaction, a person's hand) carry no marker and are passed over.
+    Snapshots of other writers (compaction, a person's hand) carry no marker and are passed over. When all that carry
+    one have expired, the table's property tells it. History goes first: after a rollback only it is right.
     """
     for snapshot in _ancestors(table):
         value = _summary_value(snapshot, MARKER_PROPERTY)
         if value is not None:
             return Marker.from_json(value)
-    return Marker()
+    return _property_marker(table)
+
+
+def marker_properties(marker: Marker) -> dict[str, str]:
+    """Return what a snapshot's summary, and the table's properties, say of a marker."""
+    return {MARKER_PROPERTY: marker.to_json()}
+
+
+def _property_marker(table: Table) -> Marker:
+    value = table.properties.get(MARKER_PROPERTY)
+    return Marker.from_json(value) if value else Marker()
 
 
 def look_for(table: Table, commit_id: str, *, number: int) -> tuple[Marker, bool]:
@@ -236,7 +269,7 @@ def look_for(table: Table, commit_id: str, *, number: int) -> tuple[Marker, bool
             return newest, True
         if found.commit_number < number:
             break
-    return newest or Marker(), False
+    return newest or _property_marker(table), False
 
 
 def _ancestors(table: Table) -> Iterator[Snapshot]:

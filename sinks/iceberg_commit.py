@@ -25,8 +25,9 @@ from core.errors import CommitError, FencedError
 from core.markers import Marker
 from core.records import Position
 from core.telemetry import COMMITS
-from sinks.iceberg_catalog import COMMIT_ID_PROPERTY, MARKER_PROPERTY, OUTSIDE_FAULTS, look_for
+from sinks.iceberg_catalog import COMMIT_ID_PROPERTY, OUTSIDE_FAULTS, look_for, marker_properties
 from sinks.iceberg_files import KeyIndex, StoredFile, restore_file, without_keys, write_table
+from sinks.iceberg_owner import Owner, claim
 from sinks.iceberg_rows import Key
 
 __all__ = ["CommitQueue", "Committer", "PendingCommit", "Retries", "Standing", "standing"]
@@ -58,7 +59,7 @@ class PendingCommit:
     @property
     def summary(self) -> dict[str, str]:
         """What the snapshot's summary says about the commit."""
-        return {MARKER_PROPERTY: self.marker.to_json(), COMMIT_ID_PROPERTY: self.commit_id}
+        return {**marker_properties(self.marker), COMMIT_ID_PROPERTY: self.commit_id}
 
 
 class Standing(enum.Enum):
@@ -91,7 +92,7 @@ def standing(pending: PendingCommit, *, committed: Marker, found: bool) -> Stand
 class Retries:
     """How long a commit is tried: full jitter between `attempts`, none started after `seconds`."""
 
-    attempts: int = 10
+    attempts: int = 1_000
     seconds: float = 60.0
     longest_wait_seconds: float = 10.0
     first_wait_seconds: float = 0.2
@@ -100,8 +101,17 @@ class Retries:
 class Committer:
     """Commits to one table, one commit at a time. Not safe to share between threads."""
 
-    def __init__(self, table: Table, *, key_columns: tuple[str, ...], retries: Retries | None = None) -> None:
+    def __init__(
+        self,
+        table: Table,
+        *,
+        key_columns: tuple[str, ...],
+        retries: Retries | None = None,
+        owner: Owner | None = None,
+    ) -> None:
+        """With an `owner`, `claim` has to come before the first commit."""
         self._table = table
+        self._owner = owner
         self._name = ".".join(table.name())
         self._key_columns = key_columns
         self._index = KeyIndex(key_columns)
@@ -111,9 +121,16 @@ class Committer:
     def commit(self, pending: PendingCommit) -> None:
         """Bring a pending commit into the table, unless it is there already.
 
-        Raises CommitError when it can't be done within the retries, FencedError when another execution of the flow
-        has committed a part of the same records.
+        Raises CommitError when it can't be done within the retries, FencedError when a newer execution of the flow
+        has claimed the table, or committed a part of the same records.
         """
+        self._retried(lambda: self._attempt(pending), doing=f"commit {pending.commit_number}")
+
+    def claim(self) -> None:
+        """Make the owner the only execution of its flow that can commit. Raises CommitError like `commit`."""
+        self._retried(self._attempt_claim, doing="claiming it")
+
+    def _retried(self, attempt_once: Callable[[], None], *, doing: str) -> None:
         started = time.monotonic()
         attempts = 0
         try:
@@ -132,21 +149,20 @@ class Committer:
             ):
                 with attempt:
                     attempts += 1
-                    self._attempt(pending)
+                    attempt_once()
         except FencedError:
             raise
         except Exception as error:  # whatever it is, the table stays behind and the flow has to stop
             raise CommitError(
-                f"table {self._name}: commit {pending.commit_number} failed after {attempts} attempts in"
+                f"table {self._name}: {doing} failed after {attempts} attempts in"
                 f" {time.monotonic() - started:.0f} s ({type(error).__name__}: {' '.join(str(error).split())});"
                 " nothing is lost, the next start commits it"
             ) from error
 
     def _attempt(self, pending: PendingCommit) -> None:
-        if self._stale:
-            self._table.refresh()
-        # Another writer, or an attempt of ours whose response is lost, may change the table from here on.
-        self._stale = True
+        self._look()
+        if self._owner:
+            self._owner.verify(self._table)
         committed, found = look_for(self._table, pending.commit_id, number=pending.commit_number)
         current = standing(pending, committed=committed, found=found)
         if current is Standing.FOREIGN:
@@ -158,6 +174,20 @@ class Committer:
             COMMITS.labels(store=self._name).inc()
         self._stale = False
 
+    def _attempt_claim(self) -> None:
+        self._look()
+        if self._owner and not self._owner.owns(self._table):
+            transaction = _Transaction(self._table)
+            claim(transaction, self._owner)
+            _make(transaction)
+        self._stale = False
+
+    def _look(self) -> None:
+        if self._stale:
+            self._table.refresh()
+        # Another writer, or an attempt of ours whose response is lost, may change the table from here on.
+        self._stale = True
+
     def _change_table(self, pending: PendingCommit) -> bool:
         """Commit against the table as it was last seen; tells whether there was anything to change."""
         added = [restore_file(stored) for stored in pending.data_files]
@@ -165,6 +195,7 @@ class Committer:
         if not added and not replaced:
             return False
         transaction = _Transaction(self._table)
+        transaction.set_properties(marker_properties(pending.marker))
         if not replaced:
             _append(transaction, added, pending.summary)
         else:
@@ -176,10 +207,7 @@ class Committer:
                 _append(transaction, added, pending.summary)
             else:
                 _overwrite(transaction, replaced, [*kept, *added], pending.summary)
-        # Without producers the transaction neither retries blindly nor deletes manifests after a failure; those of a
-        # failed attempt are left to the clean-up of orphan files.
-        transaction._snapshot_producers.clear()
-        transaction.commit_transaction()
+        _make(transaction)
         return True
 
 
@@ -199,6 +227,13 @@ class _Transaction(Transaction):
         if self._copy is None or self._copy[0] is not self._updates:
             self._copy = (self._updates, super().table_metadata)
         return self._copy[1]
+
+
+def _make(transaction: Transaction) -> None:
+    # Without producers the transaction neither retries blindly nor deletes manifests after a failure; those of a
+    # failed attempt are left to the clean-up of orphan files.
+    transaction._snapshot_producers.clear()
+    transaction.commit_transaction()
 
 
 def _append(transaction: Transaction, added: Iterable[DataFile], summary: dict[str, str]) -> None:

@@ -19,6 +19,7 @@ from pyiceberg.table import FileScanTask, Table
 from pyiceberg.typedef import Record
 
 from core.errors import UnreachableError
+from sinks.iceberg_catalog import RETRY_PROPERTY
 from sinks.iceberg_rows import Key, Row
 
 __all__ = ["KeyIndex", "StoredFile", "restore_file", "store_file", "without_keys", "write_rows", "write_table"]
@@ -26,7 +27,6 @@ __all__ = ["KeyIndex", "StoredFile", "restore_file", "store_file", "without_keys
 StoredFile = dict[str, Any]
 """A data file's entry as plain values, so that a recovery snapshot outlives a new version of pyiceberg."""
 
-WRITE_ATTEMPTS = 6
 WRITE_SECONDS = 60.0
 # Between the parts of a key that is made of several columns; no text of ours has the unit separator.
 KEY_SEPARATOR = "\x1f"
@@ -53,7 +53,7 @@ def write_table(table: Table, data: pa.Table) -> list[DataFile]:
         return []
     try:
         for attempt in tenacity.Retrying(
-            stop=tenacity.stop_after_attempt(WRITE_ATTEMPTS) | tenacity.stop_after_delay(WRITE_SECONDS),
+            stop=tenacity.stop_after_delay(float(table.io.properties.get(RETRY_PROPERTY, WRITE_SECONDS))),
             wait=tenacity.wait_random_exponential(multiplier=0.2, max=10),
             retry=tenacity.retry_if_exception_type(OSError),
             reraise=True,

@@ -28,6 +28,7 @@ from core import aws
 from core.errors import CommitError, FencedError, MissingError, SettingsError, UnreachableError
 from core.markers import Marker
 from core.records import Note, Vector
+from core.recovery.ownership import check_ownership
 from core.settings import Settings
 from core.telemetry import COMMITS
 from sinks.lance_rows import belongs_to, mismatch, rows_of, schema_of
@@ -49,7 +50,6 @@ __all__ = [
 MARKER = "pkm.marker"
 WRITER = "pkm.writer"
 PART = "vectors"
-ATTEMPTS = 8
 LONGEST_WAIT_SECONDS = 5.0
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(module=__name__)
@@ -164,6 +164,7 @@ class VectorSink(FixedPartitionedSink[Note, str]):
         resume_state: str | None,  # noqa: ARG002
     ) -> VectorPart | NoVectors:
         """Open the dataset for writing. Its own marker, not the snapshot's, tells what it holds."""
+        check_ownership()
         try:
             return VectorPart(self._settings)
         except MissingError:
@@ -192,10 +193,9 @@ class VectorPart(StatefulSinkPartition[Note, str]):
         self._token = uuid.uuid4().hex
         self._dataset = _open(settings)
         self._dimension = _dimension(self._dataset)
-        for attempt in _attempts():
+        for attempt in _attempts(settings):
             with attempt, _faults(settings, "open"):
-                self._dataset.checkout_latest()  # type: ignore[no-untyped-call]
-                self._dataset.update_metadata({WRITER: self._token})
+                self._claim()
         stored = self._dataset.metadata.get(MARKER)
         self._marker = Marker.from_json(stored) if stored else Marker()
 
@@ -217,7 +217,7 @@ class VectorPart(StatefulSinkPartition[Note, str]):
         marker = self._marker.advanced(
             (note.event.position for note in self._pending), commit_number=self._marker.commit_number + 1
         )
-        for attempt in _attempts():
+        for attempt in _attempts(self._settings):
             with attempt, _faults(self._settings, "commit"):
                 self._merge(newest, rows)
                 self._dataset.update_metadata({MARKER: marker.to_json()})
@@ -230,6 +230,16 @@ class VectorPart(StatefulSinkPartition[Note, str]):
             fragments=len(self._dataset.get_fragments()),
             milliseconds=round((time.monotonic() - started) * 1000),
         )
+
+    def _claim(self) -> None:
+        """Make this the writer.
+
+        Metadata alone would not stop a merge that an older writer has begun: the two do not conflict. Restoring the
+        newest version does, with everything that was built on an earlier one.
+        """
+        self._dataset.checkout_latest()  # type: ignore[no-untyped-call]
+        self._dataset.update_metadata({WRITER: self._token})
+        self._dataset.restore()  # type: ignore[no-untyped-call]
 
     def _merge(self, note_ids: Iterable[str], rows: pyarrow.Table) -> None:
         """Make the rows all that the dataset has of these notes, in one commit."""
@@ -264,10 +274,10 @@ def _check_dimension(settings: Settings, dataset: lance.LanceDataset, dimension:
         raise SettingsError(mismatch(settings.vectors_uri, _dimension(dataset), dimension))
 
 
-def _attempts() -> Iterator[tenacity.AttemptManager]:
+def _attempts(settings: Settings) -> Iterator[tenacity.AttemptManager]:
     return iter(
         tenacity.Retrying(
-            stop=tenacity.stop_after_attempt(ATTEMPTS),
+            stop=tenacity.stop_after_delay(settings.retry_seconds),
             # Full jitter, so that two writers do not meet again and again.
             wait=tenacity.wait_random_exponential(multiplier=0.1, max=LONGEST_WAIT_SECONDS),
             retry=tenacity.retry_if_exception_type((CommitError, UnreachableError)),

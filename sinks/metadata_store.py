@@ -33,8 +33,9 @@ __all__ = [
 ROOT = "metadata"
 PARTS_PATH = f"{ROOT}/parts.json"
 CACHE_BYTES = 32 * 1024 * 1024
-WRITER_RETRIES = 6
-"""SlateDB's own attempts, each of them some seconds of retries in its object store client."""
+WRITER_RETRIES = 30
+"""SlateDB's own attempts, each of them about two seconds of retries in its object store client. Whoever waits for
+them waits no longer than `PKM_RETRY_SECONDS`."""
 
 WRITER_OPTIONS = {
     # Memory: what is not yet in object storage, and one table of level 0.
@@ -128,6 +129,8 @@ def _object_store(settings: Settings) -> uniffi.ObjectStore:
     # `from_url` would ignore the options and hang without credentials.
     builder = uniffi.ObjectStoreBuilder.from_env(uniffi.ObjectStoreType.S3)
     builder.with_config("bucket", settings.bucket)
+    builder.with_config("timeout", f"{settings.request_seconds}s")
+    builder.with_config("connect_timeout", f"{aws.CONNECT_SECONDS}s")
     options = aws.s3_options(settings)
     for name, value in options.items():
         builder.with_config(name, value)

@@ -15,7 +15,6 @@ import weakref
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from operator import itemgetter
 from typing import Any, Literal, TypeVar
 
@@ -29,6 +28,7 @@ from slatedb import uniffi  # type: ignore[import-untyped]
 from core.errors import FencedError
 from core.markers import Marker
 from core.records import Note
+from core.recovery.ownership import check_ownership
 from core.settings import Settings
 from core.telemetry import COMMITS
 from sinks import metadata_keys, metadata_store
@@ -53,9 +53,6 @@ READS_IN_FLIGHT = 32
 ROWS_PER_CALL = 500
 COMMITS_PER_TABLE = 64
 """A commit is one log object; whoever opens the database reads all that came after its last sorted table."""
-
-PATIENCE = timedelta(minutes=5)
-"""Longer than all of SlateDB's own retries together; a last guard against a call that never returns."""
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(module=__name__)
 _T = TypeVar("_T")
@@ -94,6 +91,7 @@ class MetadataSink(FixedPartitionedSink[Note, str]):
 
     def build_part(self, step_id: str, for_part: str, resume_state: str | None) -> MetadataPart:  # noqa: ARG002
         """Open the part for writing. Its own marker, not the snapshot's, tells what it holds."""
+        check_ownership()
         return MetadataPart(self._settings, for_part)
 
 
@@ -164,7 +162,7 @@ class MetadataPart(StatefulSinkPartition[Note, str]):
     def _run(self, doing: str, work: Coroutine[Any, Any, _T]) -> _T:
         try:
             with metadata_store.faults(self._settings, self._name, doing):
-                return self._thread.run(work, seconds=PATIENCE.total_seconds())
+                return self._thread.run(work, seconds=self._settings.retry_seconds)
         except FencedError:
             self._fenced = True
             raise
@@ -240,7 +238,7 @@ class _Reader:
 
     def _run(self, work: Coroutine[Any, Any, _T]) -> _T:
         with metadata_store.faults(self.settings, self.part, "read"):
-            return self.thread.run(work, seconds=PATIENCE.total_seconds())
+            return self.thread.run(work, seconds=self.settings.retry_seconds)
 
 
 @contextmanager
@@ -260,7 +258,7 @@ def _readers(settings: Settings, parts: list[str]) -> Iterator[list[_Reader]]:
 
     with AsyncThread("metadata-readers") as thread:
         with metadata_store.faults(settings, None, "open"):
-            opened = thread.run(open_all(), seconds=PATIENCE.total_seconds())
+            opened = thread.run(open_all(), seconds=settings.retry_seconds)
         try:
             for database in opened:
                 if isinstance(database, BaseException):
@@ -269,4 +267,4 @@ def _readers(settings: Settings, parts: list[str]) -> Iterator[list[_Reader]]:
         finally:
             with metadata_store.faults(settings, None, "close"):
                 readers = [each for each in opened if not isinstance(each, BaseException)]
-                thread.run(close_all(readers), seconds=PATIENCE.total_seconds())
+                thread.run(close_all(readers), seconds=settings.retry_seconds)

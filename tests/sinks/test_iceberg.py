@@ -13,6 +13,8 @@ import pytest
 from bytewax.dataflow import Dataflow
 from bytewax.recovery import RecoveryConfig, init_db_dir
 from bytewax.testing import TestingSource, run_main
+from pyiceberg.table import Table
+from pyiceberg.table.snapshots import Snapshot
 
 from core.errors import CommitError, MissingError
 from core.records import Chunk, Document, Event, Failure, Note, Position, RawRecord, WindowAggregate
@@ -76,6 +78,11 @@ def build(settings: Settings, table: TableSpec, state: TableState | None = None)
     return IcebergSink(table, settings=settings).build_part("table", table.identifier, resume_state)
 
 
+def commits(table: Table) -> list[Snapshot]:
+    """Snapshots that brought rows; each opening of the table left one without."""
+    return [snapshot for snapshot in table.metadata.snapshots if snapshot.summary["added-records"]]
+
+
 class Gate:
     """A committer that stands still until it is opened: a process that is killed before its commits."""
 
@@ -112,7 +119,7 @@ def test_each_epoch_with_rows_is_one_commit(settings: Settings) -> None:
     part.close()
     assert event_ids(settings) == ["event-1", "event-2", "event-3", "event-4"]
     table = iceberg_catalog.load(settings).load_table("bronze.notes")
-    assert len(table.metadata.snapshots) == 2
+    assert len(commits(table)) == 2
     assert iceberg_catalog.row_count(settings, "bronze.notes") == 4
 
 
@@ -181,7 +188,7 @@ def test_a_replay_of_nothing_new_makes_no_commit(settings: Settings) -> None:
         part.write_batch(changes(BRONZE_NOTES, document(1)))
         assert part.snapshot().commit_number == 1
         part.close()
-    assert len(iceberg_catalog.load(settings).load_table("bronze.notes").metadata.snapshots) == 1
+    assert len(commits(iceberg_catalog.load(settings).load_table("bronze.notes"))) == 1
 
 
 def silver(settings: Settings) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +19,7 @@ from core.telemetry import COMMITS
 from sinks import iceberg_catalog
 from sinks.iceberg_commit import Committer, PendingCommit, Retries
 from sinks.iceberg_epoch import Epoch
+from sinks.iceberg_owner import Owner
 from sinks.iceberg_rows import Change
 from sinks.iceberg_tables import BRONZE_FAILURES, SILVER_METRICS, TableSpec
 
@@ -194,6 +195,109 @@ def test_a_commit_whose_records_another_execution_has_committed_is_done(settings
     Committer(load(settings), key_columns=()).commit(pending(settings, [failure(1), failure(2)]))
     Committer(load(settings), key_columns=()).commit(behind)
     assert messages(settings) == [1, 2]
+
+
+def owned(settings: Settings, identifier: str = "bronze.failures", flow: str = "knowledge") -> Committer:
+    spec = SILVER_METRICS if identifier == "silver.metrics" else BRONZE_FAILURES
+    table = load(settings, identifier)
+    return Committer(table, key_columns=spec.key_columns, retries=QUICK, owner=Owner(flow))
+
+
+def test_an_execution_whose_table_was_claimed_by_a_newer_one_commits_nothing_more(settings: Settings) -> None:
+    zombie, newer = owned(settings), owned(settings)
+    zombie.claim()
+    first = pending(settings, [failure(1)])
+    zombie.commit(first)
+    newer.claim()
+    with pytest.raises(FencedError, match=r"bronze\.failures was claimed by a newer execution of flow knowledge"):
+        zombie.commit(pending(settings, [failure(2)], after=first.marker))
+    assert messages(settings) == [1]
+    newer.commit(pending(settings, [failure(2)], after=first.marker))
+    assert messages(settings) == [1, 2]
+
+
+@pytest.mark.parametrize("moment", ["before its first commit", "after others"])
+def test_a_claim_stops_a_commit_that_has_already_looked_whose_the_table_is(settings: Settings, moment: str) -> None:
+    # Rows without positions: nothing but the owner tells the two executions apart.
+    zombie_table = load(settings, "silver.metrics")
+    zombie = Committer(zombie_table, key_columns=SILVER_METRICS.key_columns, retries=QUICK, owner=Owner("knowledge"))
+    zombie.claim()
+    if moment == "after others":
+        zombie.commit(pending(settings, [window("git", 1)], spec=SILVER_METRICS))
+    late = pending(settings, [window("git", 2)], spec=SILVER_METRICS)
+    newer = owned(settings, "silver.metrics")
+    call = zombie_table.catalog.commit_table
+
+    def paused(*arguments: Any) -> Any:
+        zombie_table.catalog.commit_table = call  # type: ignore[method-assign]
+        newer.claim()
+        newer.commit(pending(settings, [window("git", 3)], spec=SILVER_METRICS))
+        return call(*arguments)
+
+    zombie_table.catalog.commit_table = paused  # type: ignore[method-assign]
+    with pytest.raises(FencedError, match=r"silver\.metrics was claimed by a newer execution"):
+        zombie.commit(late)
+    assert metrics(settings) == {"git": 3}
+
+
+def test_a_claim_whose_response_is_lost_is_not_repeated(settings: Settings) -> None:
+    table = load(settings)
+    faults = Faults(table, after=[CommitStateUnknownException("gateway timeout")])
+    committer = Committer(table, key_columns=(), retries=QUICK, owner=Owner("knowledge"))
+    committer.claim()
+    assert faults.calls == 1
+    assert len(load(settings).metadata.snapshots) == 1
+    committer.commit(pending(settings, [failure(1)]))
+    assert messages(settings) == [1]
+
+
+def test_flows_do_not_fence_each_other(settings: Settings) -> None:
+    one, other = owned(settings), owned(settings, flow="backfill")
+    one.claim()
+    other.claim()
+    first = pending(settings, [failure(1)])
+    one.commit(first)
+    other.commit(pending(settings, [failure(2)], after=first.marker))
+    assert messages(settings) == [1, 2]
+
+
+def test_the_marker_outlives_compaction_by_another_client_and_the_expiry_of_all_older_snapshots(
+    settings: Settings,
+) -> None:
+    committer = owned(settings)
+    committer.claim()
+    commit = pending(settings, [failure(1), failure(2)])
+    committer.commit(commit)
+    other = load(settings)
+    other.overwrite(other.scan().to_arrow())
+    other.maintenance.expire_snapshots().older_than(datetime.now() + timedelta(seconds=1)).commit()  # noqa: DTZ005
+    table = load(settings)
+    (left,) = table.metadata.snapshots
+    assert left.summary is not None
+    assert left.summary[iceberg_catalog.MARKER_PROPERTY] is None
+    assert iceberg_catalog.table_marker(table) == commit.marker
+    # The same commit again, as a restored snapshot would have it.
+    Committer(load(settings), key_columns=(), retries=QUICK).commit(commit)
+    assert messages(settings) == [1, 2]
+    # A new execution puts the marker back into the history.
+    owned(settings).claim()
+    newest = load(settings).current_snapshot()
+    assert newest is not None
+    assert newest.summary is not None
+    assert newest.summary[iceberg_catalog.MARKER_PROPERTY] == commit.marker.to_json()
+
+
+def test_after_a_rollback_the_marker_is_that_of_the_rows(settings: Settings) -> None:
+    committer = owned(settings)
+    first = pending(settings, [failure(1)])
+    committer.claim()
+    committer.commit(first)
+    snapshot = load(settings).current_snapshot()
+    assert snapshot is not None
+    committer.commit(pending(settings, [failure(2)], after=first.marker))
+    load(settings).manage_snapshots().rollback_to_snapshot(snapshot.snapshot_id).commit()
+    assert messages(settings) == [1]
+    assert iceberg_catalog.marker(settings, "bronze.failures") == first.marker
 
 
 def metrics(settings: Settings) -> dict[str, int]:

@@ -139,4 +139,4 @@ def test_a_rest_catalog_is_chosen_by_setting_alone(settings: Settings, tmp_path:
         found = iceberg_catalog.scan(chosen, "bronze.failures").column("event_id").to_pylist()
         assert sorted(found) == ["event-1", "event-2", "event-3"]
         assert iceberg_catalog.row_count(chosen, "bronze.failures") == 3
-        assert service.calls.count("POST namespaces/bronze/tables/failures") == 2
+        assert service.calls.count("POST namespaces/bronze/tables/failures") == 4

@@ -205,6 +205,25 @@ def test_a_second_opener_fences_the_first_for_good(store: Settings) -> None:
     assert texts(store) == {"n1#0": "second"}
 
 
+def test_an_opener_stops_a_merge_that_has_already_looked_who_the_writer_is(
+    store: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = lance.VectorPart(store)
+    one_epoch(first, [note("n0", 1, "before")])
+    merge_insert = library.LanceDataset.merge_insert
+
+    def paused(self: library.LanceDataset, key: str) -> Any:
+        monkeypatch.setattr(library.LanceDataset, "merge_insert", merge_insert)
+        second = lance.VectorPart(store)
+        one_epoch(second, [note("n1", 2, "written"), note("n1", 3, "", deleted=True)])
+        return merge_insert(self, key)
+
+    monkeypatch.setattr(library.LanceDataset, "merge_insert", paused)
+    with pytest.raises(FencedError, match="newer execution"):
+        one_epoch(first, [note("n1", 2, "written")])
+    assert texts(store) == {"n0#0": "before"}
+
+
 def test_a_conflict_is_retried_and_in_the_end_reported(store: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lance, "LONGEST_WAIT_SECONDS", 0.01)
     part = lance.VectorPart(store)
