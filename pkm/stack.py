@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from core.errors import MissingError, UnreachableError
 
@@ -58,6 +59,7 @@ def serve(port: int, *, until: threading.Event, on_ready: Callable[[dict[str, st
                 f"port {port} on {HOST} can't be used ({error.strerror}): choose another --port"
             ) from error
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    _refuse_stale_updates_of_glue_tables()
     server = ThreadedMotoServer(ip_address=HOST, port=port, verbose=False)
     server.start()
     try:
@@ -66,6 +68,28 @@ def serve(port: int, *, until: threading.Event, on_ready: Callable[[dict[str, st
         until.wait()
     finally:
         server.stop()
+
+
+def _refuse_stale_updates_of_glue_tables() -> None:
+    """Make moto compare the version that UpdateTable names, as AWS does: commits of Iceberg rely on it."""
+    from moto.core.exceptions import JsonRESTError
+    from moto.glue.responses import GlueResponse
+
+    update = GlueResponse.update_table
+    lock = threading.Lock()
+
+    def update_unless_stale(self: GlueResponse) -> Any:
+        asked = self.parameters
+        with lock:
+            expected = asked.get("VersionId")
+            current = self.glue_backend.get_table(asked["DatabaseName"], asked["TableInput"]["Name"]).as_dict()
+            if expected is not None and expected != current["VersionId"]:
+                raise JsonRESTError(
+                    "ConcurrentModificationException", "Update table failed due to concurrent modification"
+                )
+            return update(self)
+
+    GlueResponse.update_table = update_unless_stale  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager

@@ -11,9 +11,11 @@ import threading
 import time
 from pathlib import Path
 
+import boto3
 import pytest
 
 from core.errors import UnreachableError
+from core.settings import Settings
 from pkm.stack import local_aws, serve
 
 
@@ -63,3 +65,16 @@ def test_a_child_that_can_not_start_is_told_with_its_last_words(
 
     with pytest.raises(UnreachableError, match=r"did not start.*pip install pkm-lakehouse\[local\]"), local_aws():
         pass
+
+
+def test_glue_refuses_an_update_of_a_table_that_has_changed_meanwhile(
+    aws_environment: dict[str, str], settings: Settings
+) -> None:
+    client = boto3.client("glue", region_name="us-east-1", endpoint_url=aws_environment["AWS_ENDPOINT_URL"])
+    client.create_database(DatabaseInput={"Name": "bronze"})
+    client.create_table(DatabaseName="bronze", TableInput={"Name": "notes"})
+    seen = client.get_table(DatabaseName="bronze", Name="notes")["Table"]["VersionId"]
+    client.update_table(DatabaseName="bronze", TableInput={"Name": "notes", "Owner": "one"}, VersionId=seen)
+    with pytest.raises(client.exceptions.ConcurrentModificationException):
+        client.update_table(DatabaseName="bronze", TableInput={"Name": "notes", "Owner": "two"}, VersionId=seen)
+    assert client.get_table(DatabaseName="bronze", Name="notes")["Table"]["Owner"] == "one"
