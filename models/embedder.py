@@ -9,6 +9,7 @@ from functools import lru_cache
 import numpy as np
 from tokenizers import Tokenizer
 
+from core import stopping
 from core.errors import ModelError, reason
 from core.records import Vector
 from models import registry
@@ -72,6 +73,7 @@ class Embedder:
         vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
         sound = [well_formed(text) for text in texts]
         for group in _groups(self._lengths(sound), self._pass_tokens):
+            stopping.interrupt_if_overdue()
             with self._lock:
                 vectors[group] = self._model.encode(
                     [sound[index] for index in group],

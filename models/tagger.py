@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from core import stopping
 from core.errors import ModelError, reason
 from core.records import Entity
 from models.entity.loading import OWN_FOLDER, base_tokenizer, device, is_own, load_own, unbounded
@@ -148,6 +149,7 @@ class Tagger:
             jobs += [(number, window) for window in windows(len(encoding.ids), size, self._network.overlap_tokens)]
         jobs.sort(key=lambda job: job[1].end - job[1].start)
         for batch in _batches(jobs, self._batch_tokens, len(self._prefix) + len(self._suffix)):
+            stopping.interrupt_if_overdue()
             scores = self._run(
                 [ids[number][window.start : window.end] for number, window in batch],
                 [extras[number][window.start : window.end] for number, window in batch],

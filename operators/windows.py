@@ -18,6 +18,7 @@ import bytewax.operators as op
 from bytewax.dataflow import Stream, operator
 from bytewax.operators import StatefulBatchLogic
 
+from core import stopping
 from core.records import Document, Event, Failure, RawRecord, Watermark, WindowAggregate
 
 __all__ = ["WindowsOut", "stream_watermark", "tumbling", "window_start"]
@@ -123,6 +124,9 @@ class _Windows(StatefulBatchLogic[_Partial | Watermark, WindowAggregate | Failur
         return emitted, StatefulBatchLogic.RETAIN
 
     def on_eof(self) -> tuple[Iterable[WindowAggregate | Failure], bool]:
+        # The end of the process is not the end of the stream: what is half full stays in the state.
+        if stopping.requested():
+            return [], StatefulBatchLogic.RETAIN
         rows = []
         for window, opened in sorted(self._windows.items(), key=lambda item: item[0]):
             if opened.changed:
@@ -204,8 +208,9 @@ def tumbling(
     A window of `length`, aligned to 1970-01-01 UTC, closes and is emitted when its end plus `lateness` is not after
     the stream's watermark, the minimum over all source partitions. At the end of input all open windows that have
     changed are emitted as provisional rows and stay in the state; a later run completes them, and its row replaces
-    the provisional one. A document whose window is closed becomes a `Failure`; it is never counted twice or lost
-    without a trace. Deletions count as events, not as documents; revived events were counted when they were new.
+    the provisional one. A flow that is stopped emits none. A document whose window is closed becomes a `Failure`; it
+    is never counted twice or lost without a trace. Deletions count as events, not as documents; revived events were
+    counted when they were new.
 
     Guarantee: a watermark speaks of earlier epochs, so the closed windows are the same for every split into batches,
     order within an epoch, number of workers and restart, as long as no document breaks a promise that is made in

@@ -7,13 +7,12 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
+from core import stopping
 from core.errors import MissingError, PkmError, VerificationError
 from core.settings import Settings, load_settings
 from core.telemetry import configure_logging
@@ -136,27 +135,19 @@ def run(
     settings = _settings()
     if until_caught_up:
         settings = settings.model_copy(update={"until_caught_up": True})
-    check_world(settings, flow=flow)
+    stopping.handle_signals(exit_at_end=False)
     try:
-        with _terminated_like_interrupted(), screen.flow_progress(quiet=as_json):
+        check_world(settings, flow=flow)
+        with screen.flow_progress(quiet=as_json):
             result = run_flow(settings, flow=flow, workers=workers)
     except KeyboardInterrupt:
+        if not stopping.requested():
+            raise
+        result = None
+    if result is None or stopping.requested():
         screen.step(f"flow {flow} was stopped; the next run resumes where its last snapshot is")
         return
     screen.show_fields(result, title=f"flow {flow} ended", as_json=as_json)
-
-
-@contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    # Bytewax closes its sinks on KeyboardInterrupt; SIGTERM alone would end the process at once.
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @app.command()

@@ -22,6 +22,7 @@ import structlog
 from bytewax.dataflow import Dataflow, Stream, operator
 from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 
+from core import stopping
 from core.errors import MissingError, UnreachableError
 from core.halt import Halt
 from core.records import RawRecord, Watermark
@@ -132,7 +133,9 @@ class _KinesisPartition(StatefulSourcePartition[RawRecord | Watermark, Mapping[s
         self._promised: datetime | None = None
 
     def next_batch(self) -> list[RawRecord | Watermark]:
-        """Return a watermark that is due, else records of one read; both may be none."""
+        """Return a watermark that is due, else records of one read; both may be none; none when stopped."""
+        if stopping.requested():
+            raise StopIteration
         if self._promise is not None:
             self._promised, self._promise = self._promise, None
             return [Watermark(self._partition, self._state.partitions, self._promised)]

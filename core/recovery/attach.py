@@ -8,16 +8,15 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-import signal
 import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import structlog
 
+from core import stopping
 from core.errors import FencedError, PkmError, SnapshotError
 from core.recovery import directory as folder
 from core.recovery.manifest import Snapshot
@@ -28,6 +27,8 @@ from core.settings import Settings
 __all__ = ["RecoverySession", "RestoredSnapshot", "attach_to_bytewax_run", "restore", "session"]
 
 LOCK_SECONDS = 30.0
+# What is left for the rest of a process that was told to stop.
+EXIT_SECONDS = 0.3
 
 _log = structlog.get_logger(module=__name__)
 _attached: list[RecoverySession] = []
@@ -90,6 +91,7 @@ class RecoverySession:
         self.restored = restore(settings, flow=flow, directory=self.directory, process_id=process_id)
         self._flow = flow
         self._copier: CopierProcess | None = None
+        self._closing = threading.Lock()
         if not folder.in_memory(self.directory):
             _log.warning("recovery directory is on a disk, not in memory", directory=str(self.directory))
         if self.restored:
@@ -102,23 +104,41 @@ class RecoverySession:
             self._copier = CopierProcess(
                 settings, flow=flow, directory=self.directory, execution=self.restored.execution
             )
+        stopping.when_given_up(self._give_up)
 
     def close(self) -> None:
-        """Have the last copy published, and end the copier; safe to repeat.
+        """Have the last copy published, and end the copier; safe to repeat. Takes what time is left to a process
+        that was told to stop.
 
         Raises FencedError when a newer execution has taken over, SnapshotError when the last copy could not be
-        published: nothing is lost then, the next start repeats what came after the newest snapshot.
+        published: nothing is lost then, the next start repeats what came after the newest snapshot. A process that
+        was told to stop only logs the latter.
         """
+        stopping.ending()
+        with self._closing:
+            self._close()
+
+    def _give_up(self) -> None:
+        try:
+            self.close()
+        except PkmError as error:
+            stopping.fail()
+            _log.error("recovery", error=str(error))
+
+    def _close(self) -> None:
         running, self._copier = self._copier, None
         if running is None or self.restored is None:
             return
-        code = running.stop(seconds=CLOSE_SECONDS)
+        left = stopping.remaining_seconds()
+        code = running.stop(seconds=CLOSE_SECONDS if left is None else max(left - EXIT_SECONDS, 0.0))
         self.restored.lock.release()
         if code == FENCED:
             raise FencedError(
                 f"execution {self.restored.execution} of flow {self._flow} was superseded by a newer one, and stopped"
             )
-        if code != PUBLISHED:
+        if code != PUBLISHED and left is not None:
+            _log.warning("the last recovery snapshot could not be published in time; the newest one is resumed")
+        elif code != PUBLISHED:
             raise SnapshotError(
                 f"the last recovery snapshot of flow {self._flow} could not be published (copier ended with {code}): "
                 f"the next start repeats what came after the newest one; see the log above"
@@ -153,9 +173,10 @@ def attach_to_bytewax_run(settings: Settings, *, flow: str) -> None:
     """Give a flow that `python -m bytewax.run -r DIR` executes its snapshots on S3; a flow factory calls this.
 
     bytewax opens DIR only after the factory returned, so state is restored into it first. The last copy is published
-    when the interpreter ends. SIGTERM then ends the flow like Ctrl-C, so that its sources and sinks are closed.
+    when the interpreter ends. SIGTERM and Ctrl-C then stop the flow as `core.stopping` says, with or without a
+    recovery directory.
 
-    Does nothing in any other program, such as `bytewax.visualize` or a test, or without a recovery directory.
+    Does nothing in any other program, such as `bytewax.visualize` or a test.
 
     Raises what `restore` raises.
     """
@@ -166,10 +187,10 @@ def attach_to_bytewax_run(settings: Settings, *, flow: str) -> None:
     # the file of addresses.
     from bytewax.run import _parse_args
 
+    stopping.handle_signals(exit_at_end=True)
     options = _parse_args()  # type: ignore[no-untyped-call]
     if options.recovery_directory is None:
         return
-    _stop_on_sigterm()
     running = RecoverySession(
         settings, flow=flow, directory=Path(options.recovery_directory), process_id=options.process_id or 0
     )
@@ -182,22 +203,8 @@ def attach_to_bytewax_run(settings: Settings, *, flow: str) -> None:
         try:
             running.close()
         except PkmError as error:
-            # The exit code can't be changed any more, and the next start repairs what is missing.
+            # Without a stop the exit code can't be changed any more, and the next start repairs what is missing.
+            stopping.fail()
             _log.error("recovery", error=str(error))
 
     atexit.register(close)
-
-
-def _stop_on_sigterm() -> None:
-    if threading.current_thread() is not threading.main_thread():
-        return
-    owner = os.getpid()
-
-    def stop(number: int, _frame: FrameType | None) -> None:
-        if os.getpid() != owner:  # a forked child keeps the usual meaning
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-            return
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, stop)

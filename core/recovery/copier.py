@@ -30,6 +30,7 @@ from core.recovery.directory import DATABASE
 from core.recovery.process import FENCED, LAST_COPY_SECONDS, PUBLISHED, UNPUBLISHED
 from core.recovery.store import SnapshotStore
 from core.settings import load_settings
+from core.stopping import FENCE_SIGNAL
 from core.telemetry import configure_logging
 
 __all__ = ["RESUMED_STATE", "DatabaseCopy", "copy_database", "main"]
@@ -196,7 +197,7 @@ class _Copier:
             sys.stderr.write(f"pkm: {error}\n")
             sys.stderr.flush()
         if os.getppid() == self._parent:
-            os.kill(self._parent, signal.SIGTERM)
+            os.kill(self._parent, FENCE_SIGNAL)
         return FENCED
 
     def _parent_ended(self, seconds: float) -> bool:
