@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -19,6 +20,7 @@ import structlog
 from core import stopping
 from core.errors import FencedError, PkmError, SnapshotError
 from core.recovery import directory as folder
+from core.recovery import ownership
 from core.recovery.manifest import Snapshot
 from core.recovery.process import CLOSE_SECONDS, FENCED, PUBLISHED, CopierProcess
 from core.recovery.store import SnapshotStore
@@ -53,7 +55,7 @@ def restore(settings: Settings, *, flow: str, directory: Path, process_id: int =
 
     What `directory` held before is removed: S3 is the truth. Manifest and snapshot are verified before SQLite sees
     them. Processes other than 0 of a cluster claim nothing and get an empty directory (unless it is the very one that
-    a live process 0 uses); for them it returns None.
+    a live process 0 uses); for them it returns None. With `settings.force_start` the snapshot is left alone.
 
     Raises SnapshotError when the snapshot is missing, damaged, forged or of another stream, or when a live process
     keeps using the directory; MissingError without a bucket; UnreachableError without S3.
@@ -69,7 +71,7 @@ def restore(settings: Settings, *, flow: str, directory: Path, process_id: int =
     store = SnapshotStore(settings, flow=flow)
     # Claimed before anything is removed: an older execution that still uses the directory is told to stop by that.
     manifest = store.claim()
-    snapshot = manifest.newest
+    snapshot = None if settings.force_start else manifest.newest
     content = store.content(snapshot) if snapshot else None
     if not lock.acquire(seconds=LOCK_SECONDS):
         lock.release()
@@ -104,6 +106,9 @@ class RecoverySession:
             self._copier = CopierProcess(
                 settings, flow=flow, directory=self.directory, execution=self.restored.execution
             )
+            store = SnapshotStore(settings, flow=flow)
+            self._check_ownership = partial(store.check, self.restored.execution)
+            ownership.hold(self._check_ownership)
         stopping.when_given_up(self._give_up)
 
     def close(self) -> None:
@@ -129,6 +134,7 @@ class RecoverySession:
         running, self._copier = self._copier, None
         if running is None or self.restored is None:
             return
+        ownership.release(self._check_ownership)
         left = stopping.remaining_seconds()
         code = running.stop(seconds=CLOSE_SECONDS if left is None else max(left - EXIT_SECONDS, 0.0))
         self.restored.lock.release()

@@ -24,6 +24,7 @@ from core.errors import FencedError, SnapshotError
 from core.recovery import RestoredSnapshot, SnapshotStore, attach_to_bytewax_run, restore, session
 from core.recovery.copier import RESUMED_STATE, copy_database
 from core.recovery.directory import DATABASE, DirectoryLock, in_memory
+from core.recovery.ownership import check_ownership
 from core.settings import Settings
 from core.stopping import FENCE_SIGNAL
 
@@ -452,6 +453,15 @@ def test_a_session_that_was_superseded_says_so(settings: Settings, tmp_path: Pat
             run()
     finally:
         signal.signal(FENCE_SIGNAL, before)
+
+
+def test_a_session_that_was_superseded_may_not_take_stores_over(settings: Settings, tmp_path: Path) -> None:
+    with pytest.raises(FencedError), session(settings, flow="demo", directory=tmp_path / "old"):
+        check_ownership()
+        SnapshotStore(settings, flow="demo").claim()
+        with pytest.raises(FencedError, match="superseded"):
+            check_ownership()
+    check_ownership()
 
 
 def test_an_error_in_a_session_is_not_hidden_and_the_state_is_kept(settings: Settings, tmp_path: Path) -> None:
