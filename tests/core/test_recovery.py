@@ -21,7 +21,7 @@ import pytest
 
 from core import aws
 from core.errors import FencedError, SnapshotError
-from core.recovery import RestoredSnapshot, SnapshotStore, attach_to_bytewax_run, restore, session
+from core.recovery import RecoverySession, RestoredSnapshot, SnapshotStore, attach_to_bytewax_run, restore, session
 from core.recovery.copier import RESUMED_STATE, copy_database
 from core.recovery.directory import DATABASE, DirectoryLock, in_memory
 from core.recovery.ownership import check_ownership
@@ -456,11 +456,18 @@ def test_a_session_that_was_superseded_says_so(settings: Settings, tmp_path: Pat
 
 
 def test_a_session_that_was_superseded_may_not_take_stores_over(settings: Settings, tmp_path: Path) -> None:
-    with pytest.raises(FencedError), session(settings, flow="demo", directory=tmp_path / "old"):
-        check_ownership()
-        SnapshotStore(settings, flow="demo").claim()
-        with pytest.raises(FencedError, match="superseded"):
+    running = RecoverySession(settings, flow="counting", directory=tmp_path / "one")
+    check_ownership()
+    # The copier also sends a signal; here it must only be survived.
+    before = signal.signal(FENCE_SIGNAL, signal.SIG_IGN)
+    try:
+        SnapshotStore(settings, flow="counting").claim()
+        with pytest.raises(FencedError, match="execution 1 of flow counting was superseded"):
             check_ownership()
+        with pytest.raises(FencedError):
+            running.close()
+    finally:
+        signal.signal(FENCE_SIGNAL, before)
     check_ownership()
 
 
