@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import os
 import signal
 import sys
@@ -33,6 +34,9 @@ app.add_typer(ingest, name="ingest")
 dlq = typer.Typer(help="Look at dead letters, and put them on the stream again.", no_args_is_help=True)
 app.add_typer(dlq, name="dlq")
 
+# A full disk or quota, a terminal that is gone.
+_UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO})
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 
@@ -44,6 +48,11 @@ def main() -> None:
     except PkmError as error:
         screen.complain(str(error))
         code = 1
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        screen.complain(f"the output can't be written: {error.strerror}")
+        code = 1
     except SystemExit as ending:
         code = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
     _leave(code)
@@ -53,8 +62,13 @@ def _leave(code: int) -> NoReturn:
     # The Rust clients keep threads that may let go of a Python object just now. While the interpreter is torn down
     # that aborts the process (exit code 134), so it ends without being torn down once its own clean-up is done.
     atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            # None when the shell closed it (`>&-`).
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            code = code or 1
     os._exit(code)
 
 
@@ -73,7 +87,7 @@ def demo(
     question: Annotated[str, typer.Option("--search", help="What to search for at the end.")] = "how to parse a file",
     as_json: AsJson = False,
 ) -> None:
-    """Run everything once on a local AWS: ingest, process, count, search."""
+    """Run it all once on a local AWS: ingest, process, search."""
     from pkm.demo import run_demo
 
     report = run_demo(
@@ -86,7 +100,10 @@ def demo(
 
 @app.command()
 def stack(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on loopback.")] = 5000) -> None:
-    """Run a local AWS in the foreground (Kinesis, S3, Glue, in memory) and print what to export."""
+    """Run a local AWS in memory, and print what to export.
+
+    Kinesis, S3 and Glue on loopback, in the foreground; Ctrl-C ends it and forgets everything.
+    """
     from pkm.stack import environment, serve
 
     stop = threading.Event()
@@ -175,9 +192,11 @@ def note(note_id: Annotated[str, typer.Argument(metavar="ID")], as_json: AsJson 
 
 @app.command()
 def sql(query: Annotated[str, typer.Argument(help="DuckDB SQL.")], as_json: AsJson = False) -> None:
-    """Query the Iceberg tables, for example `select * from silver.metrics`."""
+    """Query the tables with SQL, such as `from silver.notes`."""
     from pkm.query import run_sql
 
+    # DuckDB would not hear of Ctrl-C before the query ends, and there is nothing to clean up.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     screen.show_rows(run_sql(_settings(), query), as_json=as_json)
 
 
