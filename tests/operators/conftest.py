@@ -1,0 +1,20 @@
+"""The process that parsers run in, for the tests of what reads documents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from operators.formats import process
+from operators.formats.process import Parsers
+
+
+@pytest.fixture(scope="module")
+def parsers() -> Iterator[Parsers]:
+    with pytest.MonkeyPatch.context() as patch:
+        # A minute by the clock, so that only the limit of CPU time can end a parser here.
+        patch.setattr(process, "WALL_FACTOR", 60)
+        made = Parsers(seconds=1.0)
+    yield made
+    made.close()
