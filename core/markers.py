@@ -29,8 +29,17 @@ class Marker:
         return highest is not None and (position.sequence_number, position.subsequence_number) <= highest
 
     def advanced(self, positions: Iterable[Position], *, commit_number: int | None = None) -> Marker:
-        """Return a marker that also covers `positions`; shards not among them are carried forward."""
-        merged = dict(self.positions)
+        """Return a marker that also covers `positions`; shards not among them are carried forward.
+
+        A replay's positions have shards of their own (`REPLAY/SHARD`); those of the next replay take their place.
+        """
+        positions = tuple(positions)
+        replay = next((name for name in map(_replay_of, (one.shard_id for one in positions)) if name), None)
+        merged = {
+            shard_id: place
+            for shard_id, place in self.positions.items()
+            if replay is None or _replay_of(shard_id) in ("", replay)
+        }
         for position in positions:
             place = (position.sequence_number, position.subsequence_number)
             merged[position.shard_id] = max(place, merged.get(position.shard_id, place))
@@ -56,3 +65,7 @@ class Marker:
             {shard: (int(sequence), sub) for shard, (sequence, sub) in value["shards"].items()},
             value["commit"],
         )
+
+
+def _replay_of(shard_id: str) -> str:
+    return shard_id.rpartition("/")[0]

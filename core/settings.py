@@ -18,12 +18,13 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from core.errors import SettingsError
+from core.records import Position
 
 __all__ = ["Settings", "StartPosition", "load_settings", "parse_start"]
 
 PREFIX = "PKM_"
 ENV_FILE = ".env"
-StartPosition = Literal["trim-horizon", "latest"] | datetime
+StartPosition = Literal["trim-horizon", "latest"] | datetime | Position
 
 
 class Settings(BaseSettings):
@@ -38,8 +39,10 @@ class Settings(BaseSettings):
     region: str = Field("us-east-1", description="AWS region, unless AWS_REGION or AWS_DEFAULT_REGION names one")
     start: str = Field(
         "trim-horizon",
-        description="where a flow without a snapshot starts: trim-horizon, latest, timestamp:ISO8601",
+        description="where a flow without a snapshot starts: trim-horizon, latest, timestamp:ISO8601,"
+        " sequence:SHARD:NUMBER",
     )
+    force_start: bool = Field(False, description="leave the snapshot that there is, and start at PKM_START")
     until_caught_up: bool = Field(False, description="stop when every shard has been read to its end")
     on_data_loss: Literal["fail", "warn"] = Field("fail", description="what to do when the stream lost records")
     shards: Annotated[int, Field(ge=1, le=10_000)] = Field(
@@ -153,8 +156,9 @@ class Settings(BaseSettings):
 
 
 def parse_start(text: str) -> StartPosition:
-    """Read `trim-horizon`, `latest` or `timestamp:ISO8601` (UTC unless it has an offset).
+    """Read `trim-horizon`, `latest`, `timestamp:ISO8601` (UTC unless it has an offset) or `sequence:SHARD:NUMBER`.
 
+    A sequence number is a place in one shard, and included; other shards have nothing to do with it.
     Raises ValueError for anything else.
     """
     if text == "trim-horizon":
@@ -168,7 +172,14 @@ def parse_start(text: str) -> StartPosition:
         except ValueError:
             raise ValueError(f'"{value}" is not an ISO 8601 time, such as 2026-11-23T08:00:00Z') from None
         return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
-    raise ValueError(f'"{text}" is not a position: use trim-horizon, latest or timestamp:ISO8601')
+    if kind == "sequence":
+        shard_id, _, number = value.rpartition(":")
+        if not shard_id or not (number.isascii() and number.isdecimal()):
+            raise ValueError(f'"{value}" is not a shard and a sequence number, such as shardId-000000000000:4966')
+        return Position(shard_id, int(number))
+    raise ValueError(
+        f'"{text}" is not a position: use trim-horizon, latest, timestamp:ISO8601 or sequence:SHARD:NUMBER'
+    )
 
 
 @lru_cache(maxsize=1)

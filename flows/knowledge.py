@@ -7,10 +7,13 @@ The step ids are the recovery identity: a snapshot belongs to them, so they neve
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import bytewax.operators as op
-from bytewax.dataflow import Dataflow
+from bytewax.dataflow import Dataflow, Stream
 
 from core.halt import Halt
+from core.records import Document, Event, Failure, Note, Watermark, WindowAggregate
 from core.recovery.attach import attach_to_bytewax_run
 from core.settings import Settings, load_settings
 from core.telemetry import configure_logging
@@ -19,9 +22,19 @@ from operators import chunk, concepts, dedupe, embed, entities, extract, failure
 from sinks import iceberg, iceberg_tables, lance, slatedb
 from sources import kinesis
 
-__all__ = ["FLOW", "build", "flow"]
+__all__ = ["FLOW", "Processed", "build", "flow", "process"]
 
 FLOW = "knowledge"
+
+
+@dataclass(frozen=True)
+class Processed:
+    """What becomes of events on the way to the tables."""
+
+    documents: Stream[Document]
+    notes: Stream[Note]
+    aggregates: Stream[WindowAggregate]
+    failures: Stream[Failure]
 
 
 def flow() -> Dataflow:
@@ -34,12 +47,28 @@ def flow() -> Dataflow:
 
 def build(settings: Settings) -> Dataflow:
     """Build the dataflow; touches neither network nor models."""
-    models, threads = profile(settings), settings.threads
     graph, halt = Dataflow(FLOW), Halt()
 
     stream = kinesis.input("kinesis", graph, settings=settings, halt=halt)
     parsed = parse.events("parse", stream.records, bucket=settings.bucket)
     events = dedupe.unique("dedupe", parsed.events, retention=settings.dedupe_retention)
+    done = process(events, stream.watermarks, parsed.failures, settings=settings)
+
+    iceberg.output("bronze_notes", done.documents, table=iceberg_tables.BRONZE_NOTES, settings=settings)
+    iceberg.output("bronze_failures", done.failures, table=iceberg_tables.BRONZE_FAILURES, settings=settings)
+    iceberg.output("silver_notes", done.notes, table=iceberg_tables.SILVER_NOTES, settings=settings)
+    iceberg.output("silver_metrics", done.aggregates, table=iceberg_tables.SILVER_METRICS, settings=settings)
+    slatedb.output("metadata", done.notes, settings=settings)
+    lance.output("vectors", done.notes, settings=settings)
+    watch("failure_rate", done, stream.watermarks, settings=settings, halt=halt)
+    return graph
+
+
+def process(
+    events: Stream[Event], watermarks: Stream[Watermark], *failures: Stream[Failure], settings: Settings
+) -> Processed:
+    """Turn events into documents, notes and windows; earlier failures join those of these steps."""
+    models, threads = profile(settings), settings.threads
     fetched = fetch.content("fetch", events, settings=settings)
     extracted = extract.documents("extract", fetched.fetched, settings=settings)
     documents = extracted.documents
@@ -55,24 +84,20 @@ def build(settings: Settings) -> Dataflow:
     notes = entities.find("entities", notes, model=models.entities, threads=threads)
     notes = concepts.key_phrases("concepts", notes, model=models.embedding, threads=threads)
     counted = windows.tumbling(
-        "windows", documents, stream.watermarks, length=settings.window_length, lateness=settings.lateness
+        "windows", documents, watermarks, length=settings.window_length, lateness=settings.lateness
     )
-    failures = op.merge("failures", parsed.failures, fetched.failures, extracted.failures, counted.late)
+    failed = op.merge("failures", *failures, fetched.failures, extracted.failures, counted.late)
+    return Processed(documents, notes, counted.aggregates, failed)
 
-    iceberg.output("bronze_notes", documents, table=iceberg_tables.BRONZE_NOTES, settings=settings)
-    iceberg.output("bronze_failures", failures, table=iceberg_tables.BRONZE_FAILURES, settings=settings)
-    iceberg.output("silver_notes", notes, table=iceberg_tables.SILVER_NOTES, settings=settings)
-    iceberg.output("silver_metrics", counted.aggregates, table=iceberg_tables.SILVER_METRICS, settings=settings)
-    slatedb.output("metadata", notes, settings=settings)
-    lance.output("vectors", notes, settings=settings)
 
+def watch(step_id: str, done: Processed, watermarks: Stream[Watermark], *, settings: Settings, halt: Halt) -> None:
+    """Stop the flow through `halt` when too much of it fails."""
     failure_rate.guard(
-        "failure_rate",
-        documents,
-        failures,
-        stream.watermarks,
+        step_id,
+        done.documents,
+        done.failures,
+        watermarks,
         limit=settings.failure_rate_limit,
         window=settings.failure_rate_window,
         halt=halt,
     )
-    return graph

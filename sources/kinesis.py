@@ -39,6 +39,7 @@ from sources.kinesis_client import (
     create_stream,
     read_client,
 )
+from sources.kinesis_range import RangeReader, StreamRange
 from sources.kinesis_shards import (
     PartitionState,
     ShardState,
@@ -48,6 +49,7 @@ from sources.kinesis_shards import (
     partition_names,
     pin_latest,
     readable,
+    refuse_other_start,
 )
 
 if TYPE_CHECKING:
@@ -286,9 +288,15 @@ class KinesisSource(FixedPartitionedSource[RawRecord | Watermark, Mapping[str, A
     """
 
     def __init__(
-        self, settings: Settings, *, halt: Halt | None = None, client: Callable[[], KinesisClient] | None = None
+        self,
+        settings: Settings,
+        *,
+        bounds: StreamRange | None = None,
+        halt: Halt | None = None,
+        client: Callable[[], KinesisClient] | None = None,
     ) -> None:
         self._settings = settings
+        self._bounds = bounds
         self._halt = halt or Halt()
         self._client = client
 
@@ -308,19 +316,23 @@ class KinesisSource(FixedPartitionedSource[RawRecord | Watermark, Mapping[str, A
         """
         settings = self._settings
         names = self.list_parts()
-        position = settings.start_position
+        bounds = self._bounds
+        position = bounds.start if bounds else settings.start_position
+        client = self._client() if self._client else read_client(settings)
         if resume_state is None:
             start = datetime.now(UTC) if position == "latest" else position
             state = PartitionState(settings.stream, len(names), start)
         else:
             state = PartitionState.from_snapshot(resume_state, stream=settings.stream, partitions=len(names))
+            if bounds is None:
+                refuse_other_start(state, position, shown=settings.start)
         partition = _KinesisPartition(
-            StreamReader(self._client() if self._client else read_client(settings), settings.stream),
+            RangeReader(client, settings.stream, bounds) if bounds else StreamReader(client, settings.stream),
             state,
             partition=names.index(for_part),
             pin=position == "latest" and resume_state is None,
             batch_records=settings.batch_records,
-            until_caught_up=settings.until_caught_up,
+            until_caught_up=bounds is not None or settings.until_caught_up,
             on_data_loss=settings.on_data_loss,
         )
         return HaltingPartition(partition, self._halt)
@@ -332,6 +344,7 @@ def input(  # noqa: A001 - named as in Bytewax's connectors
     flow: Dataflow,
     *,
     settings: Settings,
+    bounds: StreamRange | None = None,
     halt: Halt | None = None,
 ) -> KinesisOut:
     """Read `settings.stream` as an input.
@@ -342,14 +355,15 @@ def input(  # noqa: A001 - named as in Bytewax's connectors
     exactly-once processing: a restart goes on after the last record of the snapshot.
 
     A watermark W of a partition promises that all its records that arrived up to W were emitted in earlier epochs.
+    With `bounds` only that range is read, then the input ends.
     With `settings.until_caught_up` the input ends when every shard was read to its end once. When `halt` is
     requested it takes no more records, and raises the halt's error once the epoch has ended.
 
     Raises in the running flow: MissingError when the stream does not exist or no longer holds what the snapshot
     wants next, UnreachableError when Kinesis refuses, or does not answer for several attempts, SnapshotError when
-    the snapshot does not fit the settings.
+    the snapshot does not fit the settings (PKM_START among them).
     """
-    items = op.input("kinesis", flow, KinesisSource(settings, halt=halt))
+    items = op.input("kinesis", flow, KinesisSource(settings, bounds=bounds, halt=halt))
     split = op.branch("split", items, _is_record)
     return KinesisOut(records=split.trues, watermarks=split.falses)  # type: ignore[arg-type]
 

@@ -153,6 +153,9 @@ class StreamReader:
         if state.sequence_number is not None:
             request["ShardIteratorType"] = "AFTER_SEQUENCE_NUMBER"
             request["StartingSequenceNumber"] = str(state.sequence_number)
+        elif isinstance(state.start, Position):
+            request["ShardIteratorType"] = "AT_SEQUENCE_NUMBER"
+            request["StartingSequenceNumber"] = str(state.start.sequence_number)
         elif isinstance(state.start, datetime):
             request["ShardIteratorType"] = "AT_TIMESTAMP"
             request["Timestamp"] = state.start

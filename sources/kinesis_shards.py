@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from core.errors import SnapshotError
+from core.records import Position
 
 __all__ = [
     "PartitionState",
@@ -27,6 +28,7 @@ __all__ = [
     "partition_of",
     "pin_latest",
     "readable",
+    "refuse_other_start",
 ]
 
 STATE_VERSION = 1
@@ -35,8 +37,8 @@ LONGEST_BACKOFF_SECONDS = 10.0
 SERVER_RESOLUTION = timedelta(seconds=1)
 LONGEST_START = timedelta(minutes=1)
 
-ShardStart = Literal["trim-horizon"] | datetime
-"""Where a shard without a sequence number is read from."""
+ShardStart = Literal["trim-horizon"] | datetime | Position
+"""Where a shard of which nothing was emitted is read from; a position is included, and about its own shard only."""
 
 _NUMBER = re.compile(r"(\d+)$")
 
@@ -125,6 +127,19 @@ class PartitionState:
         )
 
 
+def refuse_other_start(state: PartitionState, start: ShardStart | Literal["latest"], *, shown: str) -> None:
+    """Raise SnapshotError when the setting names another start (`shown`) than the one that the snapshot began at.
+
+    The default asks for nothing, and "latest" was pinned to a time when the flow first started.
+    """
+    pinned = start == "latest" and isinstance(state.start, datetime)
+    if start not in ("trim-horizon", state.start) and not pinned:
+        raise SnapshotError(
+            f"PKM_START={shown}, but the flow has a snapshot, which began at {_start_text(state.start)}: unset "
+            "PKM_START to go on from the snapshot, or set PKM_FORCE_START=1 to leave it and start there"
+        )
+
+
 def partition_names(partitions: int) -> list[str]:
     """Name the source partitions, `partition-000` and up; the names are recovery keys and never change."""
     return [f"partition-{index:03d}" for index in range(partitions)]
@@ -160,7 +175,8 @@ def admit(state: PartitionState, listing: Mapping[str, Shard], partition: int) -
     start: ShardStart = "trim-horizon" if state.listed else state.start
     for shard_id in sorted(listing):
         if partition_of(shard_id, state.partitions) == partition and shard_id not in shards:
-            shards[shard_id] = ShardState(start)
+            elsewhere = isinstance(start, Position) and start.shard_id != shard_id
+            shards[shard_id] = ShardState("trim-horizon" if elsewhere else start)
     return replace(state, listed=True, shards=shards)
 
 
@@ -214,8 +230,13 @@ def _pending(state: PartitionState, shard_id: str) -> bool:
 
 
 def _start_text(start: ShardStart) -> str:
+    if isinstance(start, Position):
+        return f"sequence:{start.shard_id}:{start.sequence_number}"
     return start if isinstance(start, str) else start.isoformat()
 
 
 def _read_start(text: str) -> ShardStart:
+    if text.startswith("sequence:"):
+        shard_id, _, number = text.removeprefix("sequence:").rpartition(":")
+        return Position(shard_id, int(number))
     return "trim-horizon" if text == "trim-horizon" else datetime.fromisoformat(text).astimezone(UTC)

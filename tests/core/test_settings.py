@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from core.errors import SettingsError
+from core.records import Position
 from core.settings import Settings, load_settings, parse_start
 
 
@@ -95,13 +96,14 @@ def test_settings_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
         ("timestamp:2026-11-23T08:00:00Z", datetime(2026, 11, 23, 8, tzinfo=UTC)),
         ("timestamp:2026-11-23T08:00:00", datetime(2026, 11, 23, 8, tzinfo=UTC)),
         ("timestamp:2026-11-23T08:00:00+02:00", datetime(2026, 11, 23, 6, tzinfo=UTC)),
+        ("sequence:shardId-000000000001:4954698668313554428", Position("shardId-000000000001", 4954698668313554428)),
     ],
 )
 def test_a_start_position_is_read_in_utc(text: str, expected: object) -> None:
     assert parse_start(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "now", "timestamp:", "timestamp:soon", "sequence:shard-1:7"])
+@pytest.mark.parametrize("text", ["", "now", "timestamp:", "timestamp:soon", "sequence:7", "sequence:a:", "sequence:a:-7"])
 def test_anything_else_is_no_start_position(text: str) -> None:
     with pytest.raises(ValueError, match="is not"):
         parse_start(text)
