@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import boto3
 from botocore.config import Config
@@ -51,22 +51,20 @@ def endpoint(service: str) -> str | None:
 
 def kinesis_client(settings: Settings) -> KinesisClient:
     """Return a Kinesis client; safe to share between threads."""
-    client: KinesisClient = _boto_client("kinesis", settings)
-    return client
+    return boto3.client(
+        "kinesis",
+        region_name=region(settings),
+        endpoint_url=endpoint("kinesis"),
+        config=client_config(settings, attempts=ATTEMPTS),
+    )
 
 
 def s3_client(settings: Settings) -> S3Client:
     """Return an S3 client for control calls such as creating the bucket; objects go through `object_store`."""
-    client: S3Client = _boto_client("s3", settings)
-    return client
-
-
-def _boto_client(service: str, settings: Settings) -> Any:
-    # boto3's typed overloads need a literal service name, so the callers above carry the types.
-    return boto3.client(  # type: ignore[call-overload]
-        service,
+    return boto3.client(
+        "s3",
         region_name=region(settings),
-        endpoint_url=endpoint(service),
+        endpoint_url=endpoint("s3"),
         config=client_config(settings, attempts=ATTEMPTS),
     )
 

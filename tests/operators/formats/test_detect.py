@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 import pytest
 
 from operators.formats.detect import Detection, Format, decode, detect
 from operators.formats.extracted import Refusal
-
-
-def error_of(read: Callable[[str], object], text: str) -> str:
-    with pytest.raises(Refusal) as caught:
-        read(text)
-    return caught.value.refused.error
 
 
 @pytest.mark.parametrize(
