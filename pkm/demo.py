@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from core.errors import SettingsError
+from core.errors import MissingError, SettingsError
 from core.settings import Settings, load_settings
 from core.telemetry import configure_logging
 from flows import knowledge
@@ -26,6 +28,10 @@ from producers import announce, files, installed
 from sinks.lance import SearchHit
 
 __all__ = ["DemoReport", "run_demo"]
+
+# Its README shows what a demo prints, so it would be the best answer to the demo's question.
+OURSELVES = "pkm-lakehouse"
+INTERRUPTED = 130
 
 TOP_CONCEPTS = """
     select concept.text as concept, count(*) as notes, round(avg(concept.score), 2) as score
@@ -63,15 +69,19 @@ class DemoReport:
 def run_demo(*, path: Path | None, documents: int, question: str, show: Callable[[str], None]) -> DemoReport:
     """Run the pipeline over at most `documents` documents and report what every store holds.
 
-    Everything lives in memory and is gone at the end. Raises SettingsError when `path` has no documents.
+    Everything lives in memory and is gone at the end; Ctrl-C and SIGTERM end this process at once. Raises MissingError
+    when `path` does not exist, SettingsError when it has no documents.
     """
+    if path is not None:
+        if not path.exists():
+            raise MissingError(f'"{path}" does not exist: name a folder of documents')
+        path = path.resolve()
     quiet = show is screen.quiet
     started = time.monotonic()
-    recovery = Path(tempfile.mkdtemp(prefix="pkm-demo-", dir="/dev/shm"))
-    show("starting a local AWS (Kinesis, S3, Glue)")
-    try:
+    with _memory_folder() as folder:
+        show("starting a local AWS (Kinesis, S3, Glue)")
         with local_aws() as variables:
-            settings = _demo_settings(variables, recovery)
+            settings = _demo_settings(variables, folder)
             show("creating stream, bucket, tables and stores; loading models")
             initialise(settings)
             check_world(settings, flow=knowledge.FLOW)
@@ -86,15 +96,37 @@ def run_demo(*, path: Path | None, documents: int, question: str, show: Callable
             seconds = time.monotonic() - started
             show("reading back")
             return _report(settings, documents=summary.announced, seconds=seconds, question=question)
+
+
+@contextlib.contextmanager
+def _memory_folder() -> Iterator[Path]:
+    """Give a working directory in memory that is gone in the end, also when a signal ends this process."""
+    folder = Path(tempfile.mkdtemp(prefix="pkm-demo-", dir="/dev/shm"))
+
+    def leave(*_: object) -> NoReturn:
+        # Nothing of a demo is worth waiting for; its children end when this process is gone.
+        screen.leave_progress()
+        shutil.rmtree(folder, ignore_errors=True)
+        os._exit(INTERRUPTED)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        # A `.env` where the user stands is about the user's own stream and catalog.
+        with contextlib.chdir(folder):
+            yield folder
     finally:
-        shutil.rmtree(recovery, ignore_errors=True)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _demo_settings(variables: dict[str, str], recovery: Path) -> Settings:
+def _demo_settings(variables: dict[str, str], folder: Path) -> Settings:
     # The demo must never reach a real account or a real bucket, whatever the user's environment says.
-    for name in [name for name in os.environ if name.startswith(("AWS_", "PKM_"))]:
+    for name in [name for name in os.environ if name.upper().startswith(("AWS_", "PKM_"))]:
         del os.environ[name]
-    os.environ.update(variables, PKM_RECOVERY_DIR=str(recovery), PKM_UNTIL_CAUGHT_UP="1", PKM_LOG_LEVEL="warning")
+    os.environ.update(
+        variables, PKM_RECOVERY_DIR=str(folder / "recovery"), PKM_UNTIL_CAUGHT_UP="1", PKM_LOG_LEVEL="warning"
+    )
     load_settings.cache_clear()
     settings = load_settings()
     configure_logging(settings)
@@ -103,7 +135,7 @@ def _demo_settings(variables: dict[str, str], recovery: Path) -> Settings:
 
 def _documents(path: Path | None, settings: Settings) -> Iterable[announce.SourceItem]:
     if path is None:
-        return installed.installed_readmes()
+        return (item for item in installed.installed_readmes() if item.identity != OURSELVES)
     return files.files([str(path)], settings=settings)
 
 

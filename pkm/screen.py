@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "complain",
     "flow_progress",
+    "leave_progress",
     "progress",
     "quiet",
     "show_demo",
@@ -103,6 +104,13 @@ def flow_progress(*, quiet: bool, total: int | None = None) -> Iterator[None]:
             stop.set()
             watcher.join()
             bar.update(task, completed=_enriched() - before)
+
+
+def leave_progress() -> None:
+    """Give the terminal back as it was, for a process that ends while it shows progress."""
+    if messages.is_terminal:
+        messages.show_cursor(True)
+        messages.print()
 
 
 def _enriched() -> int:

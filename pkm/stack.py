@@ -23,6 +23,7 @@ __all__ = ["environment", "local_aws", "serve"]
 
 HOST = "127.0.0.1"
 START_SECONDS = 60.0
+PROXIES = ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
 CREDENTIALS = {
     # moto takes any; these are the documented throw-away values.
     "AWS_ACCESS_KEY_ID": "testing",
@@ -32,8 +33,12 @@ CREDENTIALS = {
 
 
 def environment(port: int) -> dict[str, str]:
-    """Return the variables that point every AWS client at the local stack on `port`."""
-    return {"AWS_ENDPOINT_URL": f"http://{HOST}:{port}", **CREDENTIALS}
+    """Return the variables that point every AWS client at the local stack on `port`, past any proxy."""
+    variables = {"AWS_ENDPOINT_URL": f"http://{HOST}:{port}", **CREDENTIALS}
+    if any(os.environ.get(name) for name in PROXIES):
+        direct = os.environ.get("NO_PROXY") or os.environ.get("no_proxy")
+        variables |= dict.fromkeys(("NO_PROXY", "no_proxy"), f"{direct},{HOST}" if direct else HOST)
+    return variables
 
 
 def serve(port: int, *, until: threading.Event, on_ready: Callable[[dict[str, str]], None] | None = None) -> None:
