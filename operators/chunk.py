@@ -65,23 +65,21 @@ def chunks(
     return op.flat_map_batch("split", documents, split_batch)
 
 
-def split(text: str, *, tokenizer: Tokenizer, max_tokens: int, overlap_tokens: int = 0) -> tuple[Chunk, ...]:
+def split(text: str, *, tokenizer: Tokenizer, max_tokens: int) -> tuple[Chunk, ...]:
     """Cut `text` into chunks of at most `max_tokens` tokens of `tokenizer`, special tokens not counted.
 
-    Every character that is not white space lies in a chunk; without overlap in exactly one. A chunk ends, where it
-    can without being less than half full, at the end of a paragraph, else of a sentence or line, else of a word;
-    only a word that is longer than a chunk is cut. With `overlap_tokens`, a chunk repeats up to so many tokens, whole
-    words, of the one before. Only a single character that makes more than `max_tokens` tokens is let through.
-    Takes time linear in the text. `tokenizer` must not truncate.
+    Every character that is not white space lies in exactly one chunk. A chunk ends, where it can without being less
+    than half full, at the end of a paragraph, else of a sentence or line, else of a word; only a word that is longer
+    than a chunk is cut. Only a single character that makes more than `max_tokens` tokens is let through. Takes time
+    linear in the text. `tokenizer` must not truncate.
 
-    Raises ValueError when `max_tokens` is not positive or `overlap_tokens` is not between 0 and half of it.
+    Raises ValueError when `max_tokens` is not positive.
     """
-    if max_tokens < 1 or not 0 <= overlap_tokens <= max_tokens // 2:
-        raise ValueError(f"overlap_tokens={overlap_tokens} is not between 0 and half of max_tokens={max_tokens}")
+    if max_tokens < 1:
+        raise ValueError(f"max_tokens={max_tokens} leaves no room for text")
     sound = well_formed(text)
-    planned = list(_plan(sound, _token_starts(sound, tokenizer), max_tokens, overlap_tokens))
-    # Halves of a chunk may end before the overlap of the next one begins.
-    fitting = sorted(_fit(sound, planned, tokenizer, max_tokens))
+    planned = list(_plan(sound, _token_starts(sound, tokenizer), max_tokens))
+    fitting = _fit(sound, planned, tokenizer, max_tokens)
     return tuple(Chunk(index, text[start:end], start, end) for index, (start, end) in enumerate(fitting))
 
 
@@ -100,27 +98,18 @@ def _token_starts(text: str, tokenizer: Tokenizer) -> _Offsets:
     return np.maximum.accumulate(np.concatenate(parts))
 
 
-def _plan(text: str, token_starts: _Offsets, max_tokens: int, overlap_tokens: int) -> Iterator[tuple[int, int]]:
+def _plan(text: str, token_starts: _Offsets, max_tokens: int) -> Iterator[tuple[int, int]]:
     # Ranges of chunks by the tokens of the whole text; a cut inside a word may yet change how its rest is tokenised.
-    start, covered = _skip_space(text, 0), 0
+    start = _skip_space(text, 0)
     while start < len(text):
-        first_token = int(np.searchsorted(token_starts, start))
-        after = first_token + max_tokens
+        after = int(np.searchsorted(token_starts, start)) + max_tokens
         limit = int(token_starts[after]) if after < len(token_starts) else len(text)
         limit = min(max(limit, start + 1), start + max_tokens * CHARACTERS_PER_TOKEN)
-        if limit <= covered:
-            # The overlap fills the chunk: do without it, or there would be no end.
-            start = _skip_space(text, covered)
-            continue
-        if limit == len(text):
-            cut = limit
-        else:
-            cut = _break_before(text, max(covered, start) + 1, limit, half=start + (limit - start) // 2) or limit
+        cut = limit
+        if limit < len(text):
+            cut = _break_before(text, start + 1, limit, half=start + (limit - start) // 2) or limit
         yield start, start + len(text[start:cut].rstrip())
-        begun, covered = start, cut
         start = _skip_space(text, cut)
-        if overlap_tokens and start < len(text):
-            start = _overlap_start(text, token_starts, begun + 1, cut, overlap_tokens) or start
 
 
 def _fit(
@@ -157,14 +146,6 @@ def _break_before(text: str, least: int, limit: int, *, half: int | None = None)
         if place is not None:
             return place
     return None
-
-
-def _overlap_start(text: str, token_starts: _Offsets, least: int, cut: int, overlap_tokens: int) -> int | None:
-    # Where the last words before `cut` begin, from `least` on, that have no more than `overlap_tokens` tokens.
-    token = int(np.searchsorted(token_starts, cut)) - overlap_tokens
-    place = max(int(token_starts[max(token, 0)]), least) if len(token_starts) else cut
-    space = _SPACE.search(text, max(place - 1, 0), cut)
-    return space.end() if space and space.end() < cut else None
 
 
 def _skip_space(text: str, start: int) -> int:

@@ -45,15 +45,11 @@ def check(text: str, chunks: tuple[Chunk, ...], tokenizer: Tokenizer, max_tokens
 
 
 @settings(deadline=None, max_examples=300)
-@given(st.one_of(PROSE, st.text(st.characters(), max_size=200)), st.integers(1, 40), st.data())
-def test_no_text_is_lost_and_every_chunk_fits(
-    tokenizer: Tokenizer, text: str, max_tokens: int, data: st.DataObject
-) -> None:
-    overlap_tokens = data.draw(st.integers(0, max_tokens // 2))
-    chunks = split(text, tokenizer=tokenizer, max_tokens=max_tokens, overlap_tokens=overlap_tokens)
+@given(st.one_of(PROSE, st.text(st.characters(), max_size=200)), st.integers(1, 40))
+def test_no_text_is_lost_and_every_chunk_fits(tokenizer: Tokenizer, text: str, max_tokens: int) -> None:
+    chunks = split(text, tokenizer=tokenizer, max_tokens=max_tokens)
     check(text, chunks, tokenizer, max_tokens)
-    if not overlap_tokens:
-        assert all(one.end <= other.start for one, other in pairwise(chunks))
+    assert all(one.end <= other.start for one, other in pairwise(chunks))
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\n\t\u00a0"])
@@ -79,17 +75,9 @@ def test_a_break_that_would_leave_a_chunk_less_than_half_full_is_not_taken(token
     assert first.text == "a\n\nb c d e f g h"
 
 
-def test_chunks_overlap_by_whole_words(tokenizer: Tokenizer) -> None:
-    words = "one two three four five six seven eight nine ten"
-    chunks = split(words, tokenizer=tokenizer, max_tokens=4, overlap_tokens=2)
-    assert [part.text for part in chunks] == [
-        "one two three four", "three four five six", "five six seven eight", "seven eight nine ten",
-    ]  # fmt: skip
-
-
-def test_an_overlap_of_more_than_half_is_refused(tokenizer: Tokenizer) -> None:
-    with pytest.raises(ValueError, match="overlap_tokens=3"):
-        split("text", tokenizer=tokenizer, max_tokens=4, overlap_tokens=3)
+def test_chunks_without_room_for_a_token_are_refused(tokenizer: Tokenizer) -> None:
+    with pytest.raises(ValueError, match="max_tokens=0"):
+        split("text", tokenizer=tokenizer, max_tokens=0)
 
 
 def test_lone_surrogates_are_carried_through(tokenizer: Tokenizer) -> None:
