@@ -69,8 +69,8 @@ class DemoReport:
 def run_demo(*, path: Path | None, documents: int, question: str, show: Callable[[str], None]) -> DemoReport:
     """Run the pipeline over at most `documents` documents and report what every store holds.
 
-    Everything lives in memory and is gone at the end; Ctrl-C and SIGTERM end this process at once. Raises MissingError
-    when `path` does not exist, SettingsError when it has no documents.
+    Everything lives in memory and is gone at the end; Ctrl-C and SIGTERM end this process at once, with its children.
+    Raises MissingError when `path` does not exist, SettingsError when it has no documents.
     """
     if path is not None:
         if not path.exists():
@@ -104,7 +104,11 @@ def _memory_folder() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="pkm-demo-", dir="/dev/shm"))
 
     def leave(*_: object) -> NoReturn:
-        # Nothing of a demo is worth waiting for; its children end when this process is gone.
+        # Nothing of a demo is worth waiting for, least of all a last snapshot for an AWS that is gone.
+        for children in Path("/proc/self/task").glob("*/children"):
+            for child in children.read_text().split():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(child), signal.SIGKILL)
         screen.leave_progress()
         shutil.rmtree(folder, ignore_errors=True)
         os._exit(INTERRUPTED)
