@@ -25,7 +25,7 @@ from core.errors import MissingError
 from core.settings import Settings
 from producers.announce import SourceItem
 
-__all__ = ["SOURCE_TYPE", "STANDARD_INPUT", "content_type_of", "files"]
+__all__ = ["content_type_of", "files"]
 
 SOURCE_TYPE = "files"
 STANDARD_INPUT = "-"

@@ -8,7 +8,7 @@ from importlib.metadata import Distribution, distributions
 
 from producers.announce import SourceItem
 
-__all__ = ["SOURCE_TYPE", "installed_readmes"]
+__all__ = ["installed_readmes"]
 
 SOURCE_TYPE = "installed"
 LEAST_CHARACTERS = 200

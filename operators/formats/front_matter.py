@@ -12,7 +12,7 @@ from yaml.nodes import Node
 
 from operators.formats.extracted import Refusal, clean
 
-__all__ = ["MAX_CHARACTERS", "MAX_DEPTH", "read", "split", "to_json"]
+__all__ = ["MAX_CHARACTERS", "read", "split", "to_json"]
 
 MAX_CHARACTERS: Final = 64 * 1024
 MAX_DEPTH: Final = 32

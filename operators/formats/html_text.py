@@ -8,7 +8,7 @@ from operators.formats.extracted import Extracted, Refusal, clean, headings, one
 from operators.formats.html_nesting import deeper_than
 from operators.formats.text_writer import TextWriter
 
-__all__ = ["MAX_NESTING", "read", "write_fragment"]
+__all__ = ["read", "write_fragment"]
 
 MAX_NESTING = 512
 

@@ -6,7 +6,7 @@ from functools import cache
 
 from py3langid.langid import MODEL_FILE, LanguageIdentifier  # type: ignore[import-untyped]
 
-__all__ = ["MIN_CHARACTERS", "load", "of"]
+__all__ = ["load", "of"]
 
 MIN_CHARACTERS = 20
 # The identifier walks bytes in Python (about 5 MB a second), and more text does not change its mind.

@@ -13,7 +13,7 @@ from operators.formats import front_matter, html_text
 from operators.formats.extracted import Extracted, Refusal, clean, headings, links_in, one_line, usable_links
 from operators.formats.text_writer import TextWriter
 
-__all__ = ["MAX_NESTING", "read"]
+__all__ = ["read"]
 
 MAX_NESTING = 100
 

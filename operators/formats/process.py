@@ -26,7 +26,7 @@ from operators.formats.extracted import Extracted, Refused
 if TYPE_CHECKING:
     from pebble import ProcessFuture
 
-__all__ = ["MEMORY_BYTES", "START_SECONDS", "Parsers", "Task"]
+__all__ = ["Parsers", "Task"]
 
 MEMORY_BYTES = 2 * 1024**3
 START_SECONDS = 60.0
