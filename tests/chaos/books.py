@@ -10,8 +10,8 @@ from typing import Any
 
 import lance
 import orjson
-from chaos.enrichment import chunk_texts
 
+from chaos.enrichment import chunk_texts
 from core import aws
 from core.settings import Settings
 from sinks import iceberg_catalog, slatedb

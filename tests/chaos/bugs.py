@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 __all__ = ["BUGS", "plant"]
 
 BUGS: dict[str, str] = {}

@@ -33,6 +33,7 @@ def _doom_the_copier_too() -> None:
 
 def _chunk_without_a_model() -> None:
     import bytewax.operators as op
+
     from chaos.enrichment import with_chunks
     from operators import chunk
 

@@ -153,11 +153,12 @@ def around(doom: Doom, owner: Any, name: str, write_of: Callable[..., str | None
 def flow_points(doom: Doom) -> None:
     """Wrap every write of the flow's process."""
     import lance
-    from core.recovery import store
     from pyiceberg.catalog.glue import GlueCatalog
+    from slatedb import uniffi
+
+    from core.recovery import store
     from sinks import iceberg_commit, iceberg_files
     from sinks import lance as vectors
-    from slatedb import uniffi
 
     around(doom, iceberg_files, "_dataframe_to_data_files", lambda metadata, *_: f"{_table(metadata.location)}:file")
     around(doom, iceberg_commit.Committer, "commit", lambda _, pending: f"{pending.table}:commit")

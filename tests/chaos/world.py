@@ -23,7 +23,6 @@ from pathlib import Path
 from chaos import books, points
 from chaos.enrichment import DIMENSION
 from chaos.stream import Feeder
-
 from core import aws
 from core.settings import Settings, load_settings
 from pkm.initialise import initialise
