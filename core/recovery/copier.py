@@ -71,6 +71,10 @@ class DatabaseCopy:
 def copy_database(path: Path, *, abandoned: bool = False) -> DatabaseCopy | None:
     """Copy the database at `path` as one cut, with what its write-ahead log holds; None before bytewax first ran.
 
+    Left out is what workers have written of epochs that are not complete. Bytewax does not read it when it resumes,
+    but lets it stand: where the repeated epoch does not write the same key again, the resume after that takes it for
+    the newest state, of an epoch that never was.
+
     `abandoned` says that the process that wrote it is gone: then its log may have to be recovered, which writes.
 
     Raises sqlite3.Error when it can't be read, SnapshotError when it is damaged.
@@ -90,6 +94,8 @@ def copy_database(path: Path, *, abandoned: bool = False) -> DatabaseCopy | None
         epoch: int | None = memory.execute(RESUME_EPOCH).fetchone()[0]
         if epoch is None:
             return None
+        with memory:
+            memory.execute("DELETE FROM snaps WHERE snap_epoch >= ?", (epoch,))
         digest = hashlib.sha256()
         for step_id, state_key, _, change in memory.execute(RESUMED_STATE, (epoch,)):
             if change is not None:  # None is a state that was given up
