@@ -14,10 +14,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
+import bytewax.operators as op
 import obstore
 import pytest
+from bytewax.dataflow import Dataflow
+from bytewax.recovery import RecoveryConfig, init_db_dir
+from bytewax.testing import TestingSink, TestingSource, run_main
 
 from core import aws
 from core.errors import FencedError, SnapshotError
@@ -587,6 +593,38 @@ def test_the_state_digest_follows_the_state_and_not_the_epoch(settings: Settings
         assert copy.epoch == epoch + 1
         digests.append(copy.state_digest)
     assert digests[0] == digests[1] == digests[3] != digests[2]
+
+
+def test_state_of_an_epoch_that_was_never_completed_does_not_return_with_a_later_resume(tmp_path: Path) -> None:
+    letters: list[Any] = ["a", "b", TestingSource.EOF(), "b", "b", "b", TestingSource.ABORT(), "a"]
+    counts: list[tuple[str, int]] = []
+
+    def run() -> None:
+        flow = Dataflow("counts")
+        keyed = op.key_on("key", op.input("input", flow, TestingSource(letters)), lambda letter: letter)
+        counted = op.stateful_map("count", keyed, lambda count, _: ((count or 0) + 1,) * 2)
+        op.output("output", counted, TestingSink(counts))
+        recovery = RecoveryConfig(str(tmp_path))
+        run_main(flow, epoch_interval=timedelta(0), recovery_config=recovery)
+
+    init_db_dir(tmp_path, 1)
+    run()
+    with contextlib.closing(sqlite3.connect(tmp_path / DATABASE)) as database, database:
+        # As a worker leaves it that is killed after its snapshots and before those of another worker.
+        database.execute(
+            "INSERT INTO snaps (step_id, state_key, snap_epoch, ser_change)"
+            " SELECT step_id, state_key, worker_frontier, ? FROM snaps, fronts WHERE state_key = 'a'",
+            (pickle.dumps(1000),),
+        )
+    copy = copy_database(tmp_path / DATABASE)
+    assert copy is not None
+    for path in tmp_path.iterdir():
+        path.unlink()
+    (tmp_path / DATABASE).write_bytes(copy.content)
+    run()
+    run()
+
+    assert counts == [("a", 1), ("b", 1), ("b", 2), ("b", 3), ("b", 4), ("a", 2)]
 
 
 def test_a_damaged_database_is_not_copied(settings: Settings, tmp_path: Path) -> None:
