@@ -104,13 +104,13 @@ def _memory_folder() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="pkm-demo-", dir="/dev/shm"))
 
     def leave(*_: object) -> NoReturn:
-        screen.leave_progress()
         shutil.rmtree(folder, ignore_errors=True)
         # Nothing of a demo is worth waiting for, least of all a last snapshot for an AWS that is gone.
         for children in Path("/proc/self/task").glob("*/children"):
             for child in children.read_text().split():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(int(child), signal.SIGKILL)
+        screen.leave_progress()
         os._exit(INTERRUPTED)
 
     before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -6,6 +6,7 @@ terminal: control characters are spelt out.
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -107,10 +108,10 @@ def flow_progress(*, quiet: bool, total: int | None = None) -> Iterator[None]:
 
 
 def leave_progress() -> None:
-    """Give the terminal back as it was, for a process that ends while it shows progress."""
+    """Give the terminal back as it was, for a process that ends at once while it shows progress."""
     if messages.is_terminal:
-        messages.show_cursor(True)
-        messages.print()
+        # Not through the console: the thread that paints the progress may hold it just now.
+        os.write(messages.file.fileno(), b"\x1b[?25h\n")
 
 
 def _enriched() -> int:

@@ -63,6 +63,9 @@ def serve(port: int, *, until: threading.Event, on_ready: Callable[[dict[str, st
             raise UnreachableError(
                 f"port {port} on {HOST} can't be used ({error.strerror}): choose another --port"
             ) from error
+    # moto makes clients of its own: a profile of the user's, or a real endpoint, is not for them.
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        del os.environ[name]
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     _refuse_stale_updates_of_glue_tables()
     server = ThreadedMotoServer(ip_address=HOST, port=port, verbose=False)
