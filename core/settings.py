@@ -84,7 +84,15 @@ class Settings(BaseSettings):
         5, description="length of an epoch and time between snapshots"
     )
     snapshot_key: SecretStr | None = Field(None, description="signs recovery snapshots (HMAC-SHA256)")
-    snapshot_retention: Annotated[int, Field(ge=1)] = Field(20, description="recovery snapshots kept")
+    snapshot_retention: Annotated[int, Field(ge=1)] = Field(
+        20, description="recovery snapshots kept, besides savepoints"
+    )
+    snapshot_retention_hours: Annotated[int, Field(ge=1)] = Field(
+        168, description="older recovery snapshots are not kept, but for the newest and savepoints"
+    )
+    accept_changed_steps: bool = Field(
+        False, description="go on from a snapshot of a flow with other steps: theirs is lost, new ones start empty"
+    )
     recovery_dir: Path = Field(
         Path("/dev/shm/pkm/recovery"),  # noqa: S108 - memory is the point, and the folder is private
         description="in memory; holds the running flow's state",

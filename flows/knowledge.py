@@ -41,8 +41,9 @@ def flow() -> Dataflow:
     """Build the dataflow from the environment; under `bytewax.run -r` its snapshots are kept on S3."""
     settings = load_settings()
     configure_logging(settings)
-    attach_to_bytewax_run(settings, flow=FLOW)
-    return build(settings)
+    graph = build(settings)
+    attach_to_bytewax_run(settings, flow=FLOW, graph=graph)
+    return graph
 
 
 def build(settings: Settings) -> Dataflow:

@@ -15,9 +15,8 @@ import typer
 
 from core import stopping
 from core.errors import MissingError, PkmError, VerificationError
-from core.settings import Settings, load_settings
-from core.telemetry import configure_logging
-from pkm import screen
+from pkm import cli_snapshots, screen
+from pkm.options import AsJson, configured_settings
 
 __all__ = ["app", "main"]
 
@@ -33,11 +32,10 @@ ingest = typer.Typer(help="Put documents on S3 and announce them on the stream."
 app.add_typer(ingest, name="ingest")
 dlq = typer.Typer(help="Look at dead letters, and put them on the stream again.", no_args_is_help=True)
 app.add_typer(dlq, name="dlq")
+app.add_typer(cli_snapshots.app, name="snapshots")
 
 # A full disk or quota, a terminal that is gone.
 _UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO})
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 
 def main() -> None:
@@ -70,12 +68,6 @@ def _leave(code: int) -> NoReturn:
         except OSError:
             code = code or 1
     os._exit(code)
-
-
-def _settings() -> Settings:
-    settings = load_settings()
-    configure_logging(settings)
-    return settings
 
 
 @app.command()
@@ -118,7 +110,7 @@ def init(as_json: AsJson = False) -> None:
     """Create stream, bucket, tables and stores; safe to repeat."""
     from pkm.initialise import initialise
 
-    screen.show_fields(initialise(_settings()), title="ready", as_json=as_json)
+    screen.show_fields(initialise(configured_settings()), title="ready", as_json=as_json)
 
 
 @ingest.command("files")
@@ -131,7 +123,7 @@ def ingest_files(
     """Ingest files and folders."""
     from producers import announce, files
 
-    settings = _settings()
+    settings = configured_settings()
     with screen.progress("ingesting", quiet=as_json) as advance:
         summary = announce.announce(files.files(paths, settings=settings), settings=settings, on_progress=advance)
     screen.show_summary(summary, as_json=as_json)
@@ -149,7 +141,7 @@ def run(
     """Restore the newest snapshot, run the flow, keep snapshots on S3."""
     from pkm.running import check_world, run_flow
 
-    settings = _settings()
+    settings = configured_settings()
     if until_caught_up:
         settings = settings.model_copy(update={"until_caught_up": True})
     stopping.handle_signals(exit_at_end=False)
@@ -176,7 +168,7 @@ def search(
     """Find the nearest chunks of text."""
     from pkm.query import search_text
 
-    screen.show_hits(search_text(_settings(), text, k=k), as_json=as_json)
+    screen.show_hits(search_text(configured_settings(), text, k=k), as_json=as_json)
 
 
 @app.command()
@@ -184,7 +176,7 @@ def note(note_id: Annotated[str, typer.Argument(metavar="ID")], as_json: AsJson 
     """Show one note's metadata."""
     from sinks import slatedb
 
-    found = slatedb.get_note(_settings(), note_id)
+    found = slatedb.get_note(configured_settings(), note_id)
     if found is None:
         raise MissingError(f'there is no note "{note_id}": `pkm search` and the table silver.notes give the ids')
     screen.show_note(found, as_json=as_json)
@@ -197,7 +189,7 @@ def sql(query: Annotated[str, typer.Argument(help="DuckDB SQL.")], as_json: AsJs
 
     # DuckDB would not hear of Ctrl-C before the query ends, and there is nothing to clean up.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    screen.show_rows(run_sql(_settings(), query), as_json=as_json)
+    screen.show_rows(run_sql(configured_settings(), query), as_json=as_json)
 
 
 Step = Annotated[str | None, typer.Option(help="Only failures of this step: parse, fetch, extract, windows.")]
@@ -220,7 +212,7 @@ def dlq_ls(
     from pkm.dead_letters import Selection, list_letters, read_time
 
     selection = Selection(step=step, error=error, since=read_time(since), until=read_time(until))
-    rows = list_letters(_settings(), selection, everything=everything, limit=limit)
+    rows = list_letters(configured_settings(), selection, everything=everything, limit=limit)
     screen.show_rows(rows, as_json=as_json)
 
 
@@ -229,7 +221,7 @@ def dlq_show(letter: Annotated[str, typer.Argument(metavar="ID")], as_json: AsJs
     """Show one dead letter with its payload; ID is that of the letter or of its event."""
     from pkm.dead_letters import show_letter
 
-    screen.show_fields(show_letter(_settings(), letter), title=letter, as_json=as_json)
+    screen.show_fields(show_letter(configured_settings(), letter), title=letter, as_json=as_json)
 
 
 @dlq.command("redrive")
@@ -254,7 +246,7 @@ def dlq_redrive(
     if selection == Selection() and not everything:
         raise typer.BadParameter("say which: --step, --error, --since, --until, --id or --all")
     with screen.progress("redriving", quiet=as_json) as advance:
-        done = redrive(_settings(), selection, dry_run=dry_run, on_progress=advance)
+        done = redrive(configured_settings(), selection, dry_run=dry_run, on_progress=advance)
     screen.show_redriven(done, as_json=as_json)
 
 
@@ -263,4 +255,4 @@ def status(as_json: AsJson = False) -> None:
     """Show rows per table, lag and the newest snapshot."""
     from pkm.status import status as read_status
 
-    screen.show_status(read_status(_settings()), as_json=as_json)
+    screen.show_status(read_status(configured_settings()), as_json=as_json)

@@ -50,12 +50,13 @@ def run_flow(settings: Settings, *, flow: str, workers: int) -> dict[str, Any]:
     Returns what happened. Raises the PkmError that stopped the flow, without the engine's wrapping.
     """
     started = time.monotonic()
-    with session(settings, flow=flow, directory=settings.recovery_dir / flow, process_id=0) as recovery:
+    graph = FLOWS[flow](settings)
+    with session(settings, flow=flow, directory=settings.recovery_dir / flow, process_id=0, graph=graph) as recovery:
         try:
             # A cluster of one: its workers are threads, so this thread stays free for signals, and an error
             # comes back as an exception instead of a message from the engine's panic handler.
             cli_main(  # type: ignore[no-untyped-call]
-                FLOWS[flow](settings),
+                graph,
                 workers_per_process=workers,
                 process_id=0,
                 addresses=["127.0.0.1:0"],

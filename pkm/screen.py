@@ -43,6 +43,7 @@ __all__ = [
     "show_note",
     "show_redriven",
     "show_rows",
+    "show_snapshots",
     "show_status",
     "show_summary",
     "step",
@@ -208,6 +209,15 @@ def _print_record(fields: Mapping[str, Any], *, title: str, before: bool = False
     for name, value in fields.items():
         table.add_row(Text(_one_line(name)), _cell(value))
     _print(table)
+
+
+def show_snapshots(rows: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
+    """Print snapshots, a line each."""
+    if as_json:
+        _print_json(rows)
+        return
+    shown = ("id", "name", "created_at", "execution", "epoch", "size_bytes", "signed")
+    show_rows([{name: row[name] for name in shown} for row in rows], as_json=False)
 
 
 def show_hits(hits: Sequence[SearchHit], *, as_json: bool) -> None:

@@ -16,11 +16,13 @@ from functools import partial
 from pathlib import Path
 
 import structlog
+from bytewax.dataflow import Dataflow
 
 from core import stopping
 from core.errors import FencedError, PkmError, SnapshotError
 from core.recovery import directory as folder
 from core.recovery import ownership
+from core.recovery.fit import UNKNOWN, shape_of
 from core.recovery.manifest import Snapshot
 from core.recovery.process import CLOSE_SECONDS, FENCED, PUBLISHED, CopierProcess
 from core.recovery.store import SnapshotStore
@@ -50,15 +52,18 @@ class RestoredSnapshot:
     lock: folder.DirectoryLock
 
 
-def restore(settings: Settings, *, flow: str, directory: Path, process_id: int = 0) -> RestoredSnapshot | None:
+def restore(
+    settings: Settings, *, flow: str, directory: Path, process_id: int = 0, graph: Dataflow | None = None
+) -> RestoredSnapshot | None:
     """Claim `flow` for a new execution and put its newest snapshot, or an empty store, into `directory`.
 
     What `directory` held before is removed: S3 is the truth. Manifest and snapshot are verified before SQLite sees
     them. Processes other than 0 of a cluster claim nothing and get an empty directory (unless it is the very one that
     a live process 0 uses); for them it returns None. With `settings.force_start` the snapshot is left alone.
 
-    Raises SnapshotError when the snapshot is missing, damaged, forged or of another stream, or when a live process
-    keeps using the directory; MissingError without a bucket; UnreachableError without S3.
+    Raises SnapshotError when the snapshot is missing, damaged, forged or of another stream, when it does not fit
+    `graph`, the flow that was built, or when a live process keeps using the directory; MissingError without a bucket;
+    UnreachableError without S3.
     """
     directory = directory.absolute()
     folder.make_private(directory)
@@ -70,7 +75,8 @@ def restore(settings: Settings, *, flow: str, directory: Path, process_id: int =
         return None
     store = SnapshotStore(settings, flow=flow)
     # Claimed before anything is removed: an older execution that still uses the directory is told to stop by that.
-    manifest = store.claim()
+    shape = shape_of(graph, source_partitions=settings.source_partitions) if graph else UNKNOWN
+    manifest = store.claim(shape)
     snapshot = None if settings.force_start else manifest.newest
     content = store.content(snapshot) if snapshot else None
     if not lock.acquire(seconds=LOCK_SECONDS):
@@ -88,9 +94,11 @@ class RecoverySession:
     `directory` is what bytewax's RecoveryConfig gets, `restored` what is in it (None in processes other than 0).
     """
 
-    def __init__(self, settings: Settings, *, flow: str, directory: Path, process_id: int = 0) -> None:
+    def __init__(
+        self, settings: Settings, *, flow: str, directory: Path, process_id: int = 0, graph: Dataflow | None = None
+    ) -> None:
         self.directory = directory.absolute()
-        self.restored = restore(settings, flow=flow, directory=self.directory, process_id=process_id)
+        self.restored = restore(settings, flow=flow, directory=self.directory, process_id=process_id, graph=graph)
         self._flow = flow
         self._copier: CopierProcess | None = None
         self._closing = threading.Lock()
@@ -152,7 +160,9 @@ class RecoverySession:
 
 
 @contextlib.contextmanager
-def session(settings: Settings, *, flow: str, directory: Path, process_id: int = 0) -> Iterator[RecoverySession]:
+def session(
+    settings: Settings, *, flow: str, directory: Path, process_id: int = 0, graph: Dataflow | None = None
+) -> Iterator[RecoverySession]:
     """Restore `flow` into `directory`, copy it to S3 while the block runs, and publish the last copy at its end.
 
     Processes other than 0 of a cluster get an empty folder of their own beneath `directory`. Pass the session's
@@ -162,7 +172,7 @@ def session(settings: Settings, *, flow: str, directory: Path, process_id: int =
     block was ended because a newer execution has taken over.
     """
     own = directory if process_id == 0 else directory / f"process-{process_id}"
-    running = RecoverySession(settings, flow=flow, directory=own, process_id=process_id)
+    running = RecoverySession(settings, flow=flow, directory=own, process_id=process_id, graph=graph)
     try:
         yield running
     except BaseException:  # also when stopped: the state up to here is worth a copy
@@ -175,8 +185,10 @@ def session(settings: Settings, *, flow: str, directory: Path, process_id: int =
     folder.clear(running.directory)
 
 
-def attach_to_bytewax_run(settings: Settings, *, flow: str) -> None:
+def attach_to_bytewax_run(settings: Settings, *, flow: str, graph: Dataflow | None = None) -> None:
     """Give a flow that `python -m bytewax.run -r DIR` executes its snapshots on S3; a flow factory calls this.
+
+    A snapshot that does not fit `graph`, the flow as it was built, is refused.
 
     bytewax opens DIR only after the factory returned, so state is restored into it first. The last copy is published
     when the interpreter ends. SIGTERM and Ctrl-C then stop the flow as `core.stopping` says, with or without a
@@ -198,7 +210,11 @@ def attach_to_bytewax_run(settings: Settings, *, flow: str) -> None:
     if options.recovery_directory is None:
         return
     running = RecoverySession(
-        settings, flow=flow, directory=Path(options.recovery_directory), process_id=options.process_id or 0
+        settings,
+        flow=flow,
+        directory=Path(options.recovery_directory),
+        process_id=options.process_id or 0,
+        graph=graph,
     )
     _attached.append(running)
     owner = os.getpid()

@@ -8,19 +8,34 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from dataclasses import dataclass
-from datetime import datetime
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
 import orjson
 
 from core.errors import SnapshotError
+from core.recovery.fit import UNKNOWN, FlowShape
 
-__all__ = ["PLAIN", "SIGNED", "Manifest", "Seal", "Snapshot", "from_json", "to_json"]
+__all__ = [
+    "OBJECT_NAME",
+    "PLAIN",
+    "SIGNED",
+    "Manifest",
+    "Seal",
+    "Snapshot",
+    "from_json",
+    "retained",
+    "to_json",
+    "unknown_to",
+]
 
-FORMAT = 1
+FORMAT = 2
 PLAIN = "sha256"
 SIGNED = "hmac-sha256"
+OBJECT_NAME = re.compile(r"(?P<execution>\d+)-(?P<counter>\d+)-[0-9a-f]+\.sqlite")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +43,7 @@ class Snapshot:
     """One immutable copy of a flow's recovery database, as the manifest lists it.
 
     `epoch` is where bytewax resumes from it; `state_digest` is a fingerprint of the state it resumes with, equal for
-    two copies between which nothing but the clock moved on.
+    two copies between which nothing but the clock moved on. One that has the name of a `savepoint` is kept for ever.
     """
 
     id: str
@@ -40,6 +55,8 @@ class Snapshot:
     digest_algorithm: str
     digest: str
     state_digest: str
+    shape: FlowShape = UNKNOWN
+    savepoint: str | None = None
 
     @property
     def name(self) -> str:
@@ -49,12 +66,17 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What is known about a flow's state: who owns it, and its snapshots, the one to resume from last."""
+    """What is known about a flow's state: who owns it, and its snapshots, the one to resume from last.
+
+    `shape` is that of the execution that owns the flow. `revision` grows with every change.
+    """
 
     flow: str
     stream: str
     execution: int
     snapshots: tuple[Snapshot, ...] = ()
+    shape: FlowShape = UNKNOWN
+    revision: int = 0
 
     @property
     def newest(self) -> Snapshot | None:
@@ -103,9 +125,9 @@ def to_json(manifest: Manifest, seal: Seal) -> bytes:
         "flow": manifest.flow,
         "stream": manifest.stream,
         "execution": manifest.execution,
-        "snapshots": [
-            {name: getattr(one, name) for name in Snapshot.__dataclass_fields__} for one in manifest.snapshots
-        ],
+        "revision": manifest.revision,
+        "shape": asdict(manifest.shape),
+        "snapshots": [asdict(one) for one in manifest.snapshots],
     }
     digest = seal.digest("manifest", _encode(body))
     return _encode({"manifest": body, "digest_algorithm": seal.algorithm, "digest": digest})
@@ -133,11 +155,56 @@ def from_json(content: bytes, seal: Seal, *, flow: str, uri: str) -> Manifest:
         if body["format"] != FORMAT or body["flow"] != flow:
             raise ValueError(f"format {body['format']} of flow {body['flow']}")
         snapshots = tuple(
-            Snapshot(**{**one, "created_at": datetime.fromisoformat(one["created_at"])}) for one in body["snapshots"]
+            Snapshot(
+                **{
+                    **one,
+                    "created_at": datetime.fromisoformat(one["created_at"]),
+                    "shape": _shape(one["shape"]),
+                }
+            )
+            for one in body["snapshots"]
         )
-        return Manifest(body["flow"], body["stream"], body["execution"], snapshots)
+        return Manifest(
+            body["flow"],
+            body["stream"],
+            body["execution"],
+            snapshots,
+            shape=_shape(body["shape"]),
+            revision=body["revision"],
+        )
     except (ValueError, KeyError, TypeError) as error:
         raise SnapshotError(f"{uri} can't be used ({error!r}): another version of pkm wrote it") from error
+
+
+def retained(snapshots: tuple[Snapshot, ...], *, now: datetime, count: int, age: timedelta) -> tuple[Snapshot, ...]:
+    """Return what is kept: all savepoints, the last one, and of the others the last `count` up to `age`."""
+    unnamed = [one for one in snapshots if one.savepoint is None]
+    young = {one.id for one in unnamed[-count:] if now - one.created_at <= age}
+    return tuple(one for one in snapshots if one.savepoint or one.id in young or one is snapshots[-1])
+
+
+def unknown_to(manifest: Manifest | None, names: Iterable[str]) -> str | None:
+    """Return an object among `names` that a newer manifest than this one has known, or None.
+
+    An execution stores its next object before the manifest lists it, so one beyond what is listed proves nothing; two
+    do, and so does any of an execution that the manifest does not know. Such an object says that an older manifest
+    was put back. `names` must have been listed before the manifest was read.
+    """
+    last: dict[int, int] = {}
+    for one in manifest.snapshots if manifest else ():
+        last[one.execution] = max(one.counter, last.get(one.execution, 0))
+    newest = manifest.execution if manifest else 0
+    for name in sorted(names, reverse=True):
+        match = OBJECT_NAME.fullmatch(name)
+        if match:
+            execution, counter = int(match["execution"]), int(match["counter"])
+            if execution > newest or (execution == newest and counter > last.get(execution, 0) + 1):
+                return name
+    return None
+
+
+def _shape(value: dict[str, Any]) -> FlowShape:
+    return FlowShape(tuple(value["steps"]), value["source_partitions"])
 
 
 def _encode(value: object) -> bytes:

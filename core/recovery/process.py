@@ -89,6 +89,7 @@ def _environment(settings: Settings) -> dict[str, str]:
         "PKM_REGION": settings.region,
         "PKM_SNAPSHOT_SECONDS": str(settings.snapshot_seconds),
         "PKM_SNAPSHOT_RETENTION": str(settings.snapshot_retention),
+        "PKM_SNAPSHOT_RETENTION_HOURS": str(settings.snapshot_retention_hours),
         "PKM_LOG_FORMAT": settings.log_format,
         "PKM_LOG_LEVEL": settings.log_level,
     }

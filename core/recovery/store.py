@@ -15,10 +15,10 @@ from __future__ import annotations
 import contextlib
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
 
 import obstore
 import structlog
@@ -26,7 +26,9 @@ from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
 from core import aws
 from core.errors import FencedError, MissingError, PkmError, SnapshotError, UnreachableError
-from core.recovery.manifest import Manifest, Seal, Snapshot, from_json, to_json
+from core.recovery.fit import UNKNOWN, FlowShape, refuse_misfit
+from core.recovery.manifest import OBJECT_NAME, Manifest, Seal, Snapshot, from_json, retained, to_json, unknown_to
+from core.recovery.savepoints import find, forgotten, saved
 from core.settings import Settings
 
 if TYPE_CHECKING:
@@ -38,16 +40,15 @@ PREFIX = "snapshots"
 # Each conflict means that another execution won a round; that many in a row is a crash loop, not a race.
 CONFLICTS = 20
 _FLOW_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-_OBJECT_NAME = re.compile(r"(?P<execution>\d+)-\d+-[0-9a-f]+\.sqlite")
 
 _log = structlog.get_logger(module=__name__)
 
 
 class SnapshotStore:
-    """The snapshots of one flow. Holds no state, so any number of processes may use it at the same time.
+    """The snapshots of one flow. Any number of processes may have one at the same time; belongs to one thread.
 
     All methods raise UnreachableError when S3 fails after its retries, and SnapshotError when the manifest is
-    damaged, forged, or signed with another key than `PKM_SNAPSHOT_KEY`.
+    damaged, forged, older than one that this object has seen, or signed with another key than `PKM_SNAPSHOT_KEY`.
     """
 
     def __init__(self, settings: Settings, *, flow: str) -> None:
@@ -56,6 +57,8 @@ class SnapshotStore:
         self._settings = settings
         self._flow = flow
         self._objects = aws.object_store(settings)
+        self._seen_revision = 0
+        self._published = (0, 0)
         key = settings.snapshot_key
         self._seal = Seal(flow=flow, key=key.get_secret_value().encode() if key else None)
 
@@ -68,21 +71,27 @@ class SnapshotStore:
         found = self._read()
         return found[0] if found else None
 
-    def claim(self) -> Manifest:
+    def claim(self, shape: FlowShape = UNKNOWN) -> Manifest:
         """Take over the flow for a new execution, and fence all older ones; returns the manifest as claimed.
 
-        Raises SnapshotError when the snapshots belong to another stream, MissingError when there is no bucket.
+        Raises SnapshotError, and fences nobody, when the newest snapshot belongs to another stream, to another number
+        of source partitions or to other steps than `shape` has (unless `PKM_ACCEPT_CHANGED_STEPS` is set), and when
+        the manifest is older than the objects beside it; MissingError when there is no bucket.
         """
         for _ in range(CONFLICTS):
+            names = self._names()
             found = self._read()
             manifest, tag = found or (Manifest(self._flow, self._settings.stream, 0), None)
-            if manifest.stream != self._settings.stream:
-                raise SnapshotError(
-                    f'the snapshots at {self.uri()} belong to stream "{manifest.stream}", but PKM_STREAM is '
-                    f'"{self._settings.stream}", whose positions differ: set PKM_STREAM={manifest.stream}, or give '
-                    f"the new stream a bucket of its own (PKM_BUCKET)"
+            self._refuse_played_back(found[0] if found else None, names)
+            self._refuse_other_stream(manifest)
+            if manifest.newest:
+                refuse_misfit(
+                    manifest.newest.shape,
+                    shape,
+                    uri=self.uri(manifest.newest),
+                    accepted=self._settings.accept_changed_steps,
                 )
-            claimed = replace(manifest, execution=manifest.execution + 1)
+            claimed = self._revised(manifest, execution=manifest.execution + 1, shape=shape)
             if self._write(claimed, replaces=tag):
                 self._sweep(claimed)
                 return claimed
@@ -95,7 +104,7 @@ class SnapshotStore:
             self._refuse_fenced(found[0], execution)
 
     def publish(self, content: bytes, *, execution: int, epoch: int, state_digest: str) -> Snapshot:
-        """Store a copy of the database and make it the one to resume from; keeps the newest `snapshot_retention`.
+        """Store a copy of the database and make it the one to resume from; drops what retention does not keep.
 
         The manifest changes only after the object is stored, so it never names a missing one.
 
@@ -121,16 +130,23 @@ class SnapshotStore:
             if any(listed.id == identity for listed in manifest.snapshots):
                 return snapshot  # our own put succeeded although its answer was lost
             if not stored:
-                last = manifest.newest
-                counter = last.counter + 1 if last and last.execution == execution else 1
-                snapshot = replace(snapshot, counter=counter)
+                last = max((one.counter for one in manifest.snapshots if one.execution == execution), default=0)
+                if self._published[0] == execution:  # somebody may have deleted the manifest
+                    last = max(last, self._published[1])
+                snapshot = replace(snapshot, counter=last + 1, shape=manifest.shape)
                 with self._reaching(snapshot.name):
                     obstore.put(self._objects, self._path(snapshot.name), content)
                 stored = True
             listed = (*manifest.snapshots, snapshot)
-            keep = self._settings.snapshot_retention
-            if self._write(replace(manifest, snapshots=listed[-keep:]), replaces=tag):
-                self._delete([expired.name for expired in listed[:-keep]])
+            kept = retained(
+                listed,
+                now=datetime.now(UTC),
+                count=self._settings.snapshot_retention,
+                age=timedelta(hours=self._settings.snapshot_retention_hours),
+            )
+            if self._write(self._revised(manifest, snapshots=kept), replaces=tag):
+                self._published = (execution, snapshot.counter)
+                self._delete([one.name for one in listed if one not in kept])
                 return snapshot
         raise UnreachableError(f"{self.uri()} changed {CONFLICTS} times while it was written")
 
@@ -155,25 +171,57 @@ class SnapshotStore:
             raise self._damaged(snapshot, f"does not match its {snapshot.digest_algorithm} digest")
         return content
 
-    def choose(self, snapshot_id: str) -> Manifest:
-        """Make the next execution resume from `snapshot_id` (a savepoint), and fence the running one.
+    def choose(self, snapshot: str, shape: FlowShape = UNKNOWN, *, force: bool = False) -> Manifest:
+        """Make the next execution resume from `snapshot` (an id, or a savepoint's name), and fence the running one.
 
-        No snapshot is dropped: the chosen one moves to the end of the list.
+        No snapshot is dropped: the chosen one moves to the end of the list. Its content is verified before.
 
-        Raises SnapshotError when there is no such snapshot.
+        Raises SnapshotError when there is no such snapshot, when it is damaged or forged, and when it does not fit:
+        another stream or number of source partitions always, other steps or a manifest that is older than the objects
+        beside it unless `force` is set.
         """
         for _ in range(CONFLICTS):
-            found = self._read()
-            manifest = found[0] if found else None
-            chosen = next((one for one in manifest.snapshots if one.id == snapshot_id), None) if manifest else None
-            if found is None or manifest is None or chosen is None:
-                known = ", ".join(one.id for one in manifest.snapshots) if manifest else ""
-                raise SnapshotError(f'flow {self._flow} has no snapshot "{snapshot_id}": it has {known or "none"}')
+            names = self._names()
+            manifest, tag = self._read() or (Manifest(self._flow, self._settings.stream, 0), None)
+            chosen = find(manifest, snapshot)
+            self._refuse_other_stream(manifest)
+            refuse_misfit(chosen.shape, shape, uri=self.uri(chosen), accepted=force)
+            if not force:
+                self._refuse_played_back(manifest, names)
+            self.content(chosen)
+            executions = [int(match["execution"]) for name in names if (match := OBJECT_NAME.fullmatch(name))]
             others = tuple(one for one in manifest.snapshots if one is not chosen)
-            moved = replace(manifest, execution=manifest.execution + 1, snapshots=(*others, chosen))
-            if self._write(moved, replaces=found[1]):
+            # What was accepted once is not asked again when the flow starts.
+            accepted = replace(chosen, shape=shape) if shape.steps else chosen
+            moved = self._revised(
+                manifest, execution=max([manifest.execution, *executions]) + 1, snapshots=(*others, accepted)
+            )
+            if self._write(moved, replaces=tag):
                 return moved
         raise FencedError(f"{CONFLICTS} executions of flow {self._flow} started at the same time: stop them")
+
+    def save(self, name: str) -> Snapshot:
+        """Make the newest snapshot a savepoint called `name`, which retention never drops; disturbs no running flow.
+
+        Raises SnapshotError when there is no snapshot yet, or the name is taken or is none.
+        """
+        return self._rename(saved, name)
+
+    def forget(self, name: str) -> Snapshot:
+        """Take a savepoint's name away: it becomes a snapshot that retention may drop.
+
+        Raises SnapshotError when there is no such savepoint.
+        """
+        return self._rename(forgotten, name)
+
+    def _rename(self, rename: Callable[[Manifest, str], Snapshot], name: str) -> Snapshot:
+        for _ in range(CONFLICTS):
+            manifest, tag = self._read() or (Manifest(self._flow, self._settings.stream, 0), None)
+            renamed = rename(manifest, name)
+            snapshots = tuple(renamed if one.id == renamed.id else one for one in manifest.snapshots)
+            if self._write(self._revised(manifest, snapshots=snapshots), replaces=tag):
+                return renamed
+        raise UnreachableError(f"{self.uri()} changed {CONFLICTS} times while it was written")
 
     def _path(self, name: str) -> str:
         return f"{PREFIX}/{self._flow}/{name}"
@@ -183,6 +231,23 @@ class SnapshotStore:
             raise FencedError(
                 f"execution {execution} of flow {self._flow} was superseded: execution {manifest.execution} has "
                 f"claimed {self.uri()}, so this one stops and publishes nothing more"
+            )
+
+    def _refuse_other_stream(self, manifest: Manifest) -> None:
+        if manifest.stream != self._settings.stream:
+            raise SnapshotError(
+                f'the snapshots at {self.uri()} belong to stream "{manifest.stream}", but PKM_STREAM is '
+                f'"{self._settings.stream}", whose positions differ: set PKM_STREAM={manifest.stream}, or give '
+                f"the new stream a bucket of its own (PKM_BUCKET)"
+            )
+
+    def _refuse_played_back(self, manifest: Manifest | None, names: list[str]) -> None:
+        newer = unknown_to(manifest, names)
+        if newer:
+            raise SnapshotError(
+                f"{self.uri()} is {'older than' if manifest else 'gone, but there is'} "
+                f"{self._path(newer)}: somebody put an old one back or deleted it. Put the newest version of it "
+                f"back; or go on from a snapshot that it lists with `pkm snapshots restore ID --force`"
             )
 
     def _damaged(self, snapshot: Snapshot, what: str) -> SnapshotError:
@@ -198,7 +263,17 @@ class SnapshotStore:
                 content = bytes(result.bytes())
             except FileNotFoundError:
                 return None
-        return from_json(content, self._seal, flow=self._flow, uri=self.uri()), result.meta["e_tag"]
+        manifest = from_json(content, self._seal, flow=self._flow, uri=self.uri())
+        if manifest.revision < self._seen_revision:
+            raise SnapshotError(
+                f"{self.uri()} has revision {manifest.revision}, but this process has seen {self._seen_revision}: "
+                f"somebody put an old one back; put the newest version of it back"
+            )
+        self._seen_revision = manifest.revision
+        return manifest, result.meta["e_tag"]
+
+    def _revised(self, manifest: Manifest, **changes: Any) -> Manifest:
+        return replace(manifest, revision=max(manifest.revision, self._seen_revision) + 1, **changes)
 
     def _write(self, manifest: Manifest, *, replaces: str | None) -> bool:
         """Publish the manifest unless it changed since `replaces` was read; tell whether it was published."""
@@ -209,25 +284,29 @@ class SnapshotStore:
                 obstore.put(self._objects, self._path("manifest.json"), content, mode=mode, use_multipart=False)
             except (AlreadyExistsError, PreconditionError):
                 return False
+        self._seen_revision = manifest.revision
         return True
+
+    def _names(self) -> list[str]:
+        with self._reaching("objects"):
+            return [
+                meta["path"].rpartition("/")[2]
+                for batch in obstore.list(self._objects, prefix=self._path("").rstrip("/"))
+                for meta in batch
+            ]
 
     def _sweep(self, claimed: Manifest) -> None:
         """Delete what executions before `claimed` stored but never published: they can't publish it any more."""
         listed = {one.name for one in claimed.snapshots}
         try:
-            with self._reaching("objects"):
-                names = [
-                    meta["path"].rpartition("/")[2]
-                    for batch in obstore.list(self._objects, prefix=self._path("").rstrip("/"))
-                    for meta in batch
-                ]
+            names = self._names()
         except PkmError as error:
             _log.warning("left-over snapshots were not deleted", error=str(error))
             return
         stale = [
             name
             for name in names
-            if (match := _OBJECT_NAME.fullmatch(name))
+            if (match := OBJECT_NAME.fullmatch(name))
             and int(match["execution"]) < claimed.execution
             and name not in listed
         ]
@@ -248,11 +327,16 @@ class SnapshotStore:
         try:
             yield
         except FileNotFoundError as error:
-            raise MissingError(
-                f'there is no bucket "{self._settings.bucket}": create it with `pkm init`, or set PKM_BUCKET'
-            ) from error
+            raise self._no_bucket() from error
         except (BaseError, OSError) as error:
+            if "NoSuchBucket" in str(error):
+                raise self._no_bucket() from error
             reason = str(error).partition("\n")[0][:300]
             raise UnreachableError(
                 f"s3://{self._settings.bucket}/{self._path(name)} can't be used: {reason}"
             ) from error
+
+    def _no_bucket(self) -> MissingError:
+        return MissingError(
+            f'there is no bucket "{self._settings.bucket}": create it with `pkm init`, or set PKM_BUCKET'
+        )

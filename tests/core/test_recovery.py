@@ -99,12 +99,13 @@ class Result(DynamicSink):
 
 def flow():
     configure_logging(load_settings())
-    attach_to_bytewax_run(load_settings(), flow="counting")
     flow = Dataflow("counting")
     numbers = op.input("numbers", flow, Numbers())
     keyed = op.key_on("key", numbers, lambda number: str(number % 5))
-    counts = op.stateful_map("count", keyed, lambda count, _: ((count or 0) + 1, (count or 0) + 1))
+    step = os.environ.get("COUNT_STEP", "count")
+    counts = op.stateful_map(step, keyed, lambda count, _: ((count or 0) + 1, (count or 0) + 1))
     op.output("result", counts, Result())
+    attach_to_bytewax_run(load_settings(), flow="counting", graph=flow)
     return flow
 """
 # Ports of a cluster's processes are taken by bytewax itself, after this.
@@ -345,6 +346,18 @@ def test_a_copier_that_dies_is_started_again(runner: Runner) -> None:
     before = runner.manifest_length()
     _eventually(lambda: runner.manifest_length() >= before + 2, "nothing more was published")
     assert _copiers(runner.directory) != [copier]
+
+
+def test_a_flow_with_another_step_is_refused_until_that_is_accepted(runner: Runner) -> None:
+    assert runner.start(last=10).wait(60) == 0
+    assert runner.start(last=20, COUNT_STEP="sum").wait(60) != 0
+    errors = runner.errors.read_text()
+    assert 'the snapshot has "counting.count.stateful_flat_map.stateful.stateful_batch"' in errors
+    assert 'this flow has "counting.sum.stateful_flat_map.stateful.stateful_batch"' in errors
+    assert runner.start(last=20, COUNT_STEP="sum", PKM_ACCEPT_CHANGED_STEPS="1").wait(60) == 0
+    # The source went on, and the new step began with nothing: it counted the second half only.
+    assert runner.result.read_text().splitlines().count("0 4") == 2
+    assert max(runner.counts().values()) == 4
 
 
 def test_drawing_the_flow_attaches_nothing(runner: Runner) -> None:

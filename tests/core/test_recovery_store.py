@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
+import bytewax.operators as op
 import obstore
 import orjson
 import pytest
+from bytewax.dataflow import Dataflow
+from bytewax.testing import TestingSink, TestingSource
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from core import aws
 from core.errors import FencedError, MissingError, SnapshotError, UnreachableError
-from core.recovery import Manifest, Snapshot, SnapshotStore
-from core.recovery.manifest import Seal, from_json, to_json
+from core.recovery import FlowShape, Manifest, Snapshot, SnapshotStore, shape_of
+from core.recovery.fit import changed_steps
+from core.recovery.manifest import Seal, from_json, retained, to_json, unknown_to
 from core.settings import Settings
 
 CONTENT = b"SQLite format 3\x00" + bytes(range(256)) * 40
@@ -60,7 +66,7 @@ def test_a_published_snapshot_is_what_the_next_execution_gets(settings: Settings
     settings = _signing(settings) if signed else settings
     store = SnapshotStore(settings, flow="counting")
     assert store.manifest() is None
-    assert store.claim() == Manifest("counting", settings.stream, 1)
+    assert store.claim() == Manifest("counting", settings.stream, 1, revision=1)
     before = datetime.now(UTC)
     published = _publish(store)
     claimed = store.claim()
@@ -253,16 +259,98 @@ def test_what_was_stored_but_never_published_is_swept_by_the_next_claim(settings
     store = SnapshotStore(settings, flow="counting")
     store.claim()
     kept = _publish(store)
-    _overwrite(settings, "000001-000009-0123456789ab.sqlite", b"left over")
-    _overwrite(settings, "000009-000001-0123456789ab.sqlite", b"of an execution yet to come")
+    _overwrite(settings, "000001-000002-0123456789ab.sqlite", b"left over")
     _overwrite(settings, "notes.txt", b"somebody's own")
     store.claim()
-    assert _objects(settings) == {
-        "manifest.json",
-        kept.name,
-        "notes.txt",
-        "000009-000001-0123456789ab.sqlite",
-    }
+    assert _objects(settings) == {"manifest.json", kept.name, "notes.txt"}
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_an_old_manifest_that_was_put_back_is_refused_by_the_next_start(settings: Settings, signed: bool) -> None:
+    settings = _signing(settings) if signed else settings
+    store = SnapshotStore(settings, flow="counting")
+    store.claim()
+    _publish(store)
+    old = _read(settings, "manifest.json")
+    newest = [_publish(store, bytes([number])) for number in range(3)][-1]
+    _overwrite(settings, "manifest.json", old)
+    with pytest.raises(SnapshotError, match=rf"manifest.json is older than snapshots/counting/{newest.name}"):
+        SnapshotStore(settings, flow="counting").claim()
+    obstore.delete(aws.object_store(settings), "snapshots/counting/manifest.json")
+    with pytest.raises(SnapshotError, match=r"manifest.json is gone, but there is"):
+        SnapshotStore(settings, flow="counting").claim()
+
+
+def test_a_manifest_of_an_earlier_execution_is_refused(settings: Settings) -> None:
+    store = SnapshotStore(settings, flow="counting")
+    store.claim()
+    first = _publish(store)
+    old = _read(settings, "manifest.json")
+    store.claim()
+    _publish(store, execution=2)
+    _overwrite(settings, "manifest.json", old)
+    later = SnapshotStore(settings, flow="counting")
+    with pytest.raises(SnapshotError, match="is older than"):
+        later.claim()
+    with pytest.raises(SnapshotError, match="is older than"):
+        later.choose(first.id)
+    # A person who did it on purpose can say so; then no number of an execution is given twice.
+    assert later.choose(first.id, force=True).execution == 3
+    assert later.claim().newest == first
+
+
+def test_an_old_manifest_is_noticed_while_the_flow_runs(settings: Settings) -> None:
+    store = SnapshotStore(settings, flow="counting")
+    store.claim()
+    _publish(store)
+    old = _read(settings, "manifest.json")
+    _publish(store)
+    _overwrite(settings, "manifest.json", old)
+    for use in (lambda: _publish(store), lambda: store.check(1)):
+        with pytest.raises(SnapshotError, match="has revision 2, but this process has seen 3"):
+            use()
+
+
+def test_a_start_beside_a_running_execution_is_no_alarm(settings: Settings) -> None:
+    SnapshotStore(settings, flow="counting").claim()
+
+    def publish(execution: int) -> None:
+        store = SnapshotStore(settings, flow="counting")
+        with contextlib.suppress(FencedError):
+            while True:
+                _publish(store, execution=execution)
+
+    with ThreadPoolExecutor(1) as pool:
+        for execution in range(1, 6):
+            publishing = pool.submit(publish, execution)
+            time.sleep(0.1)
+            assert SnapshotStore(settings, flow="counting").claim().execution == execution + 1
+            publishing.result(timeout=60)
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=8), st.booleans(), st.data())
+def test_only_a_newer_manifest_explains_objects_beyond_the_next(
+    published: list[int], orphan: bool, data: st.DataObject
+) -> None:
+    """Executions publish some snapshots each, perhaps one more that is never listed; then an old manifest is back."""
+    manifests, names = [Manifest("counting", "stream", 0)], []
+    for execution, count in enumerate(published, start=1):
+        manifests.append(dataclasses.replace(manifests[-1], execution=execution))
+        for counter in range(1, count + 1):
+            one = Snapshot("ab", execution, counter, 1, datetime.now(UTC), 1, "sha256", "", "")
+            names.append(one.name)
+            manifests.append(dataclasses.replace(manifests[-1], snapshots=(*manifests[-1].snapshots, one)))
+    if orphan:
+        names.append(f"{len(published):06d}-{published[-1] + 1:06d}-cd.sqlite")
+    assert unknown_to(manifests[-1], names) is None
+    old = data.draw(st.integers(0, len(manifests) - 2))
+    last = manifests[-1].newest
+    assert last is not None
+    known = manifests[old].execution == last.execution and last.counter - sum(
+        one.execution == last.execution for one in manifests[old].snapshots
+    )
+    beyond = manifests[old].execution < last.execution or (known or 0) + orphan > 1
+    assert (unknown_to(manifests[old], names) is not None) == beyond
 
 
 def test_a_manifest_deleted_under_a_running_flow_is_written_anew(settings: Settings) -> None:
@@ -273,6 +361,122 @@ def test_a_manifest_deleted_under_a_running_flow_is_written_anew(settings: Setti
     store.check(1)
     snapshot = _publish(store)
     assert _newest(store) == snapshot
+
+
+def test_a_savepoint_is_kept_by_its_name(settings: Settings) -> None:
+    settings = _with(settings, snapshot_retention=2)
+    store = SnapshotStore(settings, flow="counting")
+    store.claim()
+    with pytest.raises(SnapshotError, match="has no snapshot yet"):
+        store.save("before-upgrade")
+    saved = dataclasses.replace(_publish(store), savepoint="before-upgrade")
+    assert store.save("before-upgrade") == saved
+    with pytest.raises(SnapshotError, match='saved as "before-upgrade" already'):
+        store.save("again")
+    later = [_publish(store, bytes([number])) for number in range(4)]
+    with pytest.raises(SnapshotError, match='has a snapshot "before-upgrade" already'):
+        store.save("before-upgrade")
+    with pytest.raises(SnapshotError, match="can't name a savepoint"):
+        store.save("../x")
+    manifest = store.manifest()
+    assert manifest is not None
+    assert manifest.snapshots == (saved, *later[-2:])
+    store.check(1)  # saving fenced nobody
+    assert store.content(saved) == CONTENT
+    assert store.choose("before-upgrade").newest == saved
+    store.claim()
+    store.forget("before-upgrade")
+    with pytest.raises(SnapshotError, match='no savepoint "before-upgrade": it has none'):
+        store.forget("before-upgrade")
+    newest = [_publish(store, bytes([number]), execution=3) for number in range(9, 12)][-2:]
+    assert _objects(settings) == {"manifest.json", *(one.name for one in newest)}
+
+
+def test_old_snapshots_are_dropped_but_for_the_newest(settings: Settings) -> None:
+    now = datetime(2026, 11, 23, 8, tzinfo=UTC)
+    ages = [timedelta(hours=hours) for hours in (90, 80, 60, 49, 47, 2)]
+    listed = tuple(
+        Snapshot(f"{number}", 1, number, 7, now - age, 1, "sha256", "", "", savepoint="kept" if number == 1 else None)
+        for number, age in enumerate(ages)
+    )
+
+    def kept(count: int, hours: int, these: tuple[Snapshot, ...] = listed) -> list[str]:
+        return [one.id for one in retained(these, now=now, count=count, age=timedelta(hours=hours))]
+
+    assert kept(20, 48) == ["1", "4", "5"]
+    assert kept(1, 48) == ["1", "5"]
+    assert kept(20, 1) == ["1", "5"]
+    assert kept(20, 1000) == ["0", "1", "2", "3", "4", "5"]
+    # A chosen one is the last, however old it is.
+    assert kept(1, 1, (*listed[1:], listed[0])) == ["1", "0"]
+
+
+SHAPE = FlowShape(("counting.a.fold", "counting.in"), 4)
+
+
+def test_a_snapshot_of_other_steps_is_refused_and_fences_nobody(settings: Settings) -> None:
+    store = SnapshotStore(settings, flow="counting")
+    store.claim(SHAPE)
+    snapshot = _publish(store)
+    assert snapshot.shape == SHAPE
+    changed = FlowShape(("counting.b.fold", "counting.in"), 4)
+    with pytest.raises(SnapshotError) as raised:
+        store.claim(changed)
+    for part in ('the snapshot has "counting.a.fold"', 'this flow has "counting.b.fold"', snapshot.name):
+        assert part in str(raised.value)
+    store.check(1)
+    with pytest.raises(SnapshotError, match="other steps"):
+        store.choose(snapshot.id, changed)
+    accepting = SnapshotStore(_with(settings, accept_changed_steps=True), flow="counting")
+    assert accepting.claim(changed).newest == snapshot
+    # What was restored with force is not asked again.
+    assert store.choose(snapshot.id, changed, force=True).execution == 3
+    assert store.claim(changed).execution == 4
+    # A flow whose shape nobody told, such as an older one's, is not compared.
+    assert store.claim().execution == 5
+
+
+def test_another_number_of_source_partitions_is_refused_also_with_force(settings: Settings) -> None:
+    store = SnapshotStore(_with(settings, accept_changed_steps=True), flow="counting")
+    store.claim(SHAPE)
+    snapshot = _publish(store)
+    other = dataclasses.replace(SHAPE, source_partitions=8)
+    for use in (lambda: store.claim(other), lambda: store.choose(snapshot.id, other, force=True)):
+        with pytest.raises(SnapshotError, match="4 source partitions, not 8: set PKM_SOURCE_PARTITIONS=4"):
+            use()
+    store.check(1)
+
+
+def test_a_savepoint_of_another_stream_or_a_damaged_one_is_not_restored(settings: Settings) -> None:
+    store = SnapshotStore(settings, flow="counting")
+    store.claim()
+    snapshot = _publish(store)
+    other = SnapshotStore(_with(settings, stream="elsewhere"), flow="counting")
+    with pytest.raises(SnapshotError, match='PKM_STREAM is "elsewhere"'):
+        other.choose(snapshot.id, force=True)
+    _overwrite(settings, snapshot.name, CONTENT[:-1] + b"x")
+    with pytest.raises(SnapshotError, match="was not opened"):
+        store.choose(snapshot.id, force=True)
+    store.check(1)
+
+
+def test_the_shape_of_a_flow_is_its_steps_with_state() -> None:
+    graph = Dataflow("counting")
+    numbers = op.input("numbers", graph, TestingSource([1]))
+    keyed = op.key_on("key", numbers, str)
+    counts = op.stateful_map("count", keyed, lambda count, _: (count, count))
+    op.output("result", counts, TestingSink([]))
+    shape = shape_of(graph, source_partitions=3)
+    assert shape.source_partitions == 3
+    assert shape.steps == (
+        "counting.count.stateful_flat_map.stateful.stateful_batch",
+        "counting.numbers",
+        "counting.result",
+    )
+    assert changed_steps(shape, shape) is None
+    assert changed_steps(FlowShape(), shape) is None
+    many = FlowShape(tuple(f"counting.{number}" for number in range(9)), 3)
+    assert "and 3 more" in str(changed_steps(many, shape))
 
 
 def test_a_chosen_savepoint_is_resumed_next_and_no_other_is_lost(settings: Settings) -> None:
@@ -315,13 +519,13 @@ def test_a_bucket_that_does_not_exist_is_named(settings: Settings) -> None:
 
 
 def test_an_endpoint_that_does_not_answer_is_named(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(aws, "ATTEMPTS", 0)
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
-    with pytest.raises(UnreachableError, match=f"s3://{settings.bucket}/snapshots/counting/manifest.json") as raised:
-        SnapshotStore(settings, flow="counting").claim()
+    with pytest.raises(UnreachableError, match=f"s3://{settings.bucket}/snapshots/counting/") as raised:
+        SnapshotStore(_with(settings, retry_seconds=1), flow="counting").claim()
     assert "\n" not in str(raised.value)
 
 
+shapes = st.builds(FlowShape, st.lists(st.text(max_size=9), max_size=3).map(tuple), st.integers(0, 1024))
 snapshots = st.builds(
     Snapshot,
     id=st.text("0123456789abcdef", min_size=12, max_size=12),
@@ -333,9 +537,17 @@ snapshots = st.builds(
     digest_algorithm=st.sampled_from(["sha256", "hmac-sha256"]),
     digest=st.text(max_size=8),
     state_digest=st.text(max_size=8),
+    shape=shapes,
+    savepoint=st.none() | st.text(max_size=8),
 )
 manifests = st.builds(
-    Manifest, st.just("counting"), st.text(), st.integers(1, 10**6), st.lists(snapshots, max_size=4).map(tuple)
+    Manifest,
+    st.just("counting"),
+    st.text(),
+    st.integers(1, 10**6),
+    st.lists(snapshots, max_size=4).map(tuple),
+    shapes,
+    st.integers(0, 2**53),
 )
 seals = st.builds(Seal, flow=st.just("counting"), key=st.none() | st.binary(min_size=1))
 
