@@ -16,7 +16,7 @@ import pytest
 
 from core.errors import UnreachableError
 from core.settings import Settings
-from pkm.stack import local_aws, serve
+from pkm.stack import environment, local_aws, serve
 
 
 def listens(port: int) -> bool:
@@ -78,3 +78,15 @@ def test_glue_refuses_an_update_of_a_table_that_has_changed_meanwhile(
     with pytest.raises(client.exceptions.ConcurrentModificationException):
         client.update_table(DatabaseName="bronze", TableInput={"Name": "notes", "Owner": "two"}, VersionId=seen)
     assert client.get_table(DatabaseName="bronze", Name="notes")["Table"]["Owner"] == "one"
+
+
+def test_clients_behind_a_proxy_reach_the_stack_directly(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    assert "NO_PROXY" not in environment(5000)
+
+    monkeypatch.setenv("http_proxy", "http://proxy.example.com:3128")
+    assert environment(5000)["no_proxy"] == "127.0.0.1"
+
+    monkeypatch.setenv("NO_PROXY", "example.com")
+    assert environment(5000)["NO_PROXY"] == "example.com,127.0.0.1"
