@@ -47,6 +47,8 @@ WINDOWS = """
     select window_start, window_end, source_type, count, round(avg_words) as avg_words
     from silver.metrics order by window_start, source_type
 """
+# A document such as `{}` has no text, so there is nothing of it to search.
+WITH_TEXT = "select count(*) as notes from silver.notes where chunk_count > 0"
 FAILURES = "select step, error, message, s3_key from bronze.failures order by failed_at limit 5"
 
 
@@ -146,17 +148,16 @@ def _documents(path: Path | None, settings: Settings) -> Iterable[announce.Sourc
 def _report(settings: Settings, *, documents: int, seconds: float, question: str) -> DemoReport:
     rows = counts(settings)
     windows = run_sql(settings, WINDOWS)
+    with_text = run_sql(settings, WITH_TEXT)[0]["notes"]
     found = {
-        "bronze.notes": rows["bronze.notes"],
-        "silver.notes": rows["silver.notes"],
-        "silver.metrics": sum(window["count"] for window in windows),
-        "vectors": rows["vectors (notes)"],
-        "metadata": rows["metadata (notes)"],
+        "bronze.notes": (rows["bronze.notes"], documents),
+        "silver.notes": (rows["silver.notes"], documents),
+        "silver.metrics": (sum(window["count"] for window in windows), documents),
+        "vectors": (rows["vectors (notes)"], with_text),
+        "metadata": (rows["metadata (notes)"], documents),
     }
     failures = run_sql(settings, FAILURES)
-    missing = [
-        f"{store} has {count} of {documents} documents" for store, count in found.items() if count != documents
-    ]
+    missing = [f"{store} has {has} of {of} documents" for store, (has, of) in found.items() if has != of]
     missing += [f"{row['s3_key']} failed in {row['step']}: {row['message']}" for row in failures if missing]
     return DemoReport(
         documents=documents,
