@@ -7,6 +7,7 @@ The step ids are the recovery identity: a snapshot belongs to them, so they neve
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import bytewax.operators as op
@@ -19,7 +20,8 @@ from core.settings import Settings, load_settings
 from core.telemetry import configure_logging
 from models.registry import profile
 from operators import chunk, concepts, dedupe, embed, entities, extract, failure_rate, fetch, parse, windows
-from sinks import iceberg, iceberg_tables, lance, slatedb
+from operators.outcomes import History
+from sinks import iceberg, iceberg_history, iceberg_tables, lance, slatedb
 from sources import kinesis
 
 __all__ = ["FLOW", "Processed", "build", "flow", "process"]
@@ -53,7 +55,9 @@ def build(settings: Settings) -> Dataflow:
     stream = kinesis.input("kinesis", graph, settings=settings, halt=halt)
     parsed = parse.events("parse", stream.records, bucket=settings.bucket)
     events = dedupe.unique("dedupe", parsed.events, retention=settings.dedupe_retention)
-    done = process(events, stream.watermarks, parsed.failures, settings=settings)
+    done = process(
+        events, stream.watermarks, parsed.failures, settings=settings, open_history=iceberg_history.StreamHistory
+    )
 
     iceberg.output("bronze_notes", done.documents, table=iceberg_tables.BRONZE_NOTES, settings=settings)
     iceberg.output("bronze_failures", done.failures, table=iceberg_tables.BRONZE_FAILURES, settings=settings)
@@ -66,11 +70,18 @@ def build(settings: Settings) -> Dataflow:
 
 
 def process(
-    events: Stream[Event], watermarks: Stream[Watermark], *failures: Stream[Failure], settings: Settings
+    events: Stream[Event],
+    watermarks: Stream[Watermark],
+    *failures: Stream[Failure],
+    settings: Settings,
+    open_history: Callable[[Settings], History] | None = None,
 ) -> Processed:
-    """Turn events into documents, notes and windows; earlier failures join those of these steps."""
+    """Turn events into documents, notes and windows; earlier failures join those of these steps.
+
+    With `open_history`, records that come again after a restart end as they did before.
+    """
     models, threads = profile(settings), settings.threads
-    fetched = fetch.content("fetch", events, settings=settings)
+    fetched = fetch.content("fetch", events, settings=settings, open_history=open_history)
     extracted = extract.documents("extract", fetched.fetched, settings=settings)
     documents = extracted.documents
 

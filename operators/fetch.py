@@ -23,6 +23,7 @@ from core.errors import MissingError, UnreachableError
 from core.records import Event, Failure, FetchedEvent
 from core.settings import Settings
 from core.telemetry import FAILURES
+from operators.outcomes import History, read_as_before
 
 __all__ = ["FetchOut", "Fetcher", "content"]
 
@@ -48,8 +49,11 @@ def content(
     *,
     settings: Settings,
     open_store: Callable[[Settings], ObjectStore] = aws.object_store,
+    open_history: Callable[[Settings], History] | None = None,
 ) -> FetchOut:
     """Read every event's object; order is kept, and each event leaves as one fetched event or one failure.
+
+    With `open_history`, what comes again after a restart ends as before (`operators.outcomes`).
 
     A deletion has no object and passes with no bytes. Stateless. Each worker keeps up to `settings.fetch_concurrency`
     requests in flight; faults are retried with jittered back-off.
@@ -60,6 +64,7 @@ def content(
     # Workers of one process are threads that share this function. Not threading.local: the engine's threads get a new
     # Python thread state, and so lose their locals, with every call.
     fetchers: dict[int, Fetcher] = {}
+    histories: dict[int, History] = {}
 
     def fetch_batch(batch: list[Event]) -> list[FetchedEvent | Failure]:
         worker = threading.get_ident()
@@ -71,6 +76,10 @@ def content(
                 concurrency=settings.fetch_concurrency,
                 own_prefixes=layout.own_prefixes(settings),
             )
+            if open_history is not None:
+                histories[worker] = open_history(settings)
+        if worker in histories:
+            return read_as_before(batch, histories[worker], fetchers[worker].fetch)
         return fetchers[worker].fetch(batch)
 
     outcomes = op.flat_map_batch("fetch", events, fetch_batch)

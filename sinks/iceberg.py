@@ -28,6 +28,7 @@ from sinks.iceberg_catalog import load, load_table, table_marker
 from sinks.iceberg_commit import CommitQueue, Committer, PendingCommit, Retries
 from sinks.iceberg_epoch import Epoch
 from sinks.iceberg_owner import Owner
+from sinks.iceberg_repetitions import Repetitions
 from sinks.iceberg_rows import Change
 from sinks.iceberg_tables import TableSpec
 
@@ -74,19 +75,22 @@ class TablePartition(StatefulSinkPartition[Change, TableState]):
         self._table = table.refresh() if state.pending else table
         newest = table_marker(self._table)
         self._marker = newest.advanced((), commit_number=max(newest.commit_number, state.commit_number))
+        self._repetitions = Repetitions(self._table, spec)
         self._epoch = self._new_epoch()
         self._queue = CommitQueue(commit, name=spec.identifier)
 
     def write_batch(self, values: list[Change]) -> None:
-        """Gather the changes whose records the table does not have yet.
+        """Gather the changes that the table does not have yet.
 
         Raises CommitError when an earlier epoch's commit failed, UnreachableError when rows can't be written.
         """
         self._queue.raise_failure()
-        for change in values:
-            # The marker stands still during an epoch: within one, records may arrive in any order.
-            if change.position is None or not self._marker.covers(change.position):
-                self._epoch.add(change)
+        # The marker stands still during an epoch: within one, records may arrive in any order. Of what comes again,
+        # nothing comes after what is new of its shard, so it may go first.
+        again = [change for change in values if change.position is not None and self._marker.covers(change.position)]
+        fresh = [change for change in values if change.position is None or not self._marker.covers(change.position)]
+        for change in (*self._repetitions.news(again), *fresh):
+            self._epoch.add(change)
 
     def snapshot(self) -> TableState:
         """Write the epoch's rows and hand them to the commit thread; waits while too many commits are pending.

@@ -39,6 +39,7 @@ __all__ = [
     "look_for",
     "marker",
     "marker_properties",
+    "reaching",
     "row_count",
     "scan",
     "table_marker",
@@ -86,7 +87,7 @@ def load(settings: Settings) -> Catalog:
 
     Raises UnreachableError when it does not answer; Glue is first asked when it is used.
     """
-    with _reaching(settings):
+    with reaching(settings):
         return _connect(settings)
 
 
@@ -116,7 +117,7 @@ def load_table(catalog: Catalog, settings: Settings, identifier: str) -> Table:
 
     Raises MissingError when it was not created, UnreachableError when the catalog does not answer.
     """
-    with _reaching(settings):
+    with reaching(settings):
         try:
             # Beside the clients' own retries, which a bad minute uses up.
             for attempt in tenacity.Retrying(
@@ -140,7 +141,7 @@ def create_tables(settings: Settings) -> list[str]:
     Safe to repeat and to run twice at the same time; existing tables are left as they are.
     Raises UnreachableError when catalog or bucket do not answer.
     """
-    with _reaching(settings):
+    with reaching(settings):
         # pyiceberg's sql catalog checks and creates in two steps: of two at the same time one gets a database error,
         # and finds what the other created when it tries again.
         for attempt in tenacity.Retrying(
@@ -183,7 +184,7 @@ def scan(
     Raises MissingError for a table that was not created, UnreachableError when catalog or bucket do not answer.
     """
     table = load_table(load(settings), settings, identifier)
-    with _reaching(settings):
+    with reaching(settings):
         return table.scan(
             row_filter=AlwaysTrue() if row_filter is None else row_filter,
             selected_fields=tuple(columns) if columns is not None else ("*",),
@@ -202,7 +203,7 @@ def row_count(settings: Settings, identifier: str) -> int:
     total = _summary_value(snapshot, "total-records")
     if total is not None and _summary_value(snapshot, "total-delete-files") in (None, "0"):
         return int(total)
-    with _reaching(settings):
+    with reaching(settings):
         return table.scan().count()
 
 
@@ -210,7 +211,7 @@ def table_names(settings: Settings) -> frozenset[str]:
     """Name the tables that exist in our namespaces. Raises UnreachableError when the catalog does not answer."""
     catalog = load(settings)
     names: set[str] = set()
-    with _reaching(settings):
+    with reaching(settings):
         for namespace in NAMESPACES:
             with contextlib.suppress(NoSuchNamespaceError):
                 names |= {".".join(identifier) for identifier in catalog.list_tables(namespace)}
@@ -286,7 +287,7 @@ def _summary_value(snapshot: Snapshot, name: str) -> str | None:
 
 
 @contextlib.contextmanager
-def _reaching(settings: Settings) -> Iterator[None]:
+def reaching(settings: Settings) -> Iterator[None]:
     """Turn faults of catalog and object store into an error that names both."""
     try:
         yield

@@ -22,7 +22,18 @@ from core.errors import UnreachableError
 from sinks.iceberg_catalog import RETRY_PROPERTY
 from sinks.iceberg_rows import Key, Row
 
-__all__ = ["KeyIndex", "StoredFile", "restore_file", "store_file", "without_keys", "write_rows", "write_table"]
+__all__ = [
+    "KeyIndex",
+    "StoredFile",
+    "key_array",
+    "keys_as_array",
+    "read_files",
+    "restore_file",
+    "store_file",
+    "without_keys",
+    "write_rows",
+    "write_table",
+]
 
 StoredFile = dict[str, Any]
 """A data file's entry as plain values, so that a recovery snapshot outlives a new version of pyiceberg."""
@@ -72,8 +83,8 @@ def write_table(table: Table, data: pa.Table) -> list[DataFile]:
 
 def without_keys(table: Table, files: Iterable[DataFile], columns: Sequence[str], keys: Collection[Key]) -> pa.Table:
     """Read the rows of data files whose key is none of `keys`, with all columns."""
-    data = _read(table, [FileScanTask(file) for file in files], table.schema())
-    gone = pc.is_in(_key_array(data, columns), value_set=_keys_as_array(table, columns, keys))
+    data = read_files(table, [FileScanTask(file) for file in files], table.schema())
+    gone = pc.is_in(key_array(data, columns), value_set=keys_as_array(table, columns, keys))
     return data.filter(pc.invert(gone))
 
 
@@ -93,12 +104,12 @@ class KeyIndex:
         """Give the live data files that hold any of the keys."""
         tasks = {task.file.file_path: task for task in table.scan(selected_fields=self._columns).plan_files()}
         self._arrays = {path: array for path, array in self._arrays.items() if path in tasks}
-        wanted = _keys_as_array(table, self._columns, keys)
+        wanted = keys_as_array(table, self._columns, keys)
         found = []
         for path, task in tasks.items():
             if path not in self._arrays:
-                self._arrays[path] = _key_array(
-                    _read(table, [task], table.schema().select(*self._columns)), self._columns
+                self._arrays[path] = key_array(
+                    read_files(table, [task], table.schema().select(*self._columns)), self._columns
                 )
             if pc.any(pc.is_in(self._arrays[path], value_set=wanted)).as_py():
                 found.append(task.file)
@@ -129,18 +140,20 @@ def restore_file(stored: StoredFile) -> DataFile:
     )
 
 
-def _read(table: Table, tasks: Sequence[FileScanTask], schema: Schema) -> pa.Table:
+def read_files(table: Table, tasks: Sequence[FileScanTask], schema: Schema) -> pa.Table:
+    """Read data files whole, with the columns of `schema`."""
     return ArrowScan(
         table_metadata=table.metadata, io=table.io, projected_schema=schema, row_filter=AlwaysTrue()
     ).to_table(tasks)
 
 
-def _keys_as_array(table: Table, columns: Sequence[str], keys: Collection[Key]) -> pa.Array:
+def keys_as_array(table: Table, columns: Sequence[str], keys: Collection[Key]) -> pa.Array:
+    """Make one string of each key, as `key_array` does."""
     rows = [_encodable(dict(zip(columns, key, strict=True))) for key in keys]
-    return _key_array(pa.Table.from_pylist(rows, schema=table.schema().select(*columns).as_arrow()), columns)
+    return key_array(pa.Table.from_pylist(rows, schema=table.schema().select(*columns).as_arrow()), columns)
 
 
-def _key_array(data: pa.Table, columns: Sequence[str]) -> pa.Array:
+def key_array(data: pa.Table, columns: Sequence[str]) -> pa.Array:
     """Make one string of each row's key."""
     parts = [pc.cast(data.column(name).combine_chunks(), pa.large_string()) for name in columns]
     if len(parts) == 1:

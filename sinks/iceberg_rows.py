@@ -107,6 +107,7 @@ def silver_note_row(note: Note, *, processing_time: datetime) -> Row:
         "language": document.language,
         "chunk_count": len(note.chunks),
         "word_count": document.word_count,
+        **_origin(note.event.record),
         "processed_at": note.processed_at or processing_time,
         "processing_version": note.processing_version,
     }

@@ -162,6 +162,7 @@ SILVER_NOTES = TableSpec(
             ("language", StringType(), True),
             ("chunk_count", IntegerType(), True),
             ("word_count", LongType(), True),
+            *_ORIGIN_COLUMNS,
             ("processed_at", TimestamptzType(), True),
             ("processing_version", StringType(), True),
         ],

@@ -27,12 +27,12 @@ from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 from core import aws
 from core.errors import CommitError, FencedError, MissingError, SettingsError, UnreachableError
 from core.markers import Marker
-from core.records import Note, Vector
+from core.records import Note, Position, Vector
 from core.recovery.ownership import check_ownership
 from core.settings import Settings
 from core.telemetry import COMMITS
-from sinks.lance_rows import belongs_to, mismatch, rows_of, schema_of
-from sinks.versions import newest_versions, uncommitted
+from sinks.lance_rows import belongs_to, mismatch, positions_of, rows_of, schema_of
+from sinks.versions import covered_ids, newest_versions, uncommitted
 
 __all__ = [
     "MARKER",
@@ -200,22 +200,31 @@ class VectorPart(StatefulSinkPartition[Note, str]):
         self._marker = Marker.from_json(stored) if stored else Marker()
 
     def write_batch(self, values: list[Note]) -> None:
-        """Keep the rows that are not committed yet until the epoch ends."""
-        self._pending += uncommitted(values, self._marker)
+        """Keep the notes until the epoch ends."""
+        self._pending += values
 
     def snapshot(self) -> str:
         """Commit the epoch and return the marker as JSON."""
-        if self._pending:
-            self._commit()
-            self._pending.clear()
+        again = covered_ids(self._pending, self._marker)
+        stored = self._stored_positions(again) if again else {}
+        if lacking := uncommitted(self._pending, self._marker, stored, leaves_nothing=_leaves_nothing):
+            self._commit(lacking)
+        self._pending.clear()
         return self._marker.to_json()
 
-    def _commit(self) -> None:
+    def _stored_positions(self, note_ids: list[str]) -> dict[str, Position]:
+        for attempt in _attempts(self._settings):
+            with attempt, _faults(self._settings, "read"):
+                self._dataset.checkout_latest()  # type: ignore[no-untyped-call]
+                rows = self._dataset.to_table(columns=["note_id", "position"], filter=belongs_to(note_ids))
+        return positions_of(rows)
+
+    def _commit(self, pending: list[Note]) -> None:
         started = time.monotonic()
-        newest = newest_versions(self._pending)
+        newest = newest_versions(pending)
         rows = rows_of(newest.values(), dimension=self._dimension)
         marker = self._marker.advanced(
-            (note.event.position for note in self._pending), commit_number=self._marker.commit_number + 1
+            (note.event.position for note in pending), commit_number=self._marker.commit_number + 1
         )
         for attempt in _attempts(self._settings):
             with attempt, _faults(self._settings, "commit"):
@@ -258,6 +267,10 @@ class VectorPart(StatefulSinkPartition[Note, str]):
             .conflict_retries(0)
             .execute(rows)
         )
+
+
+def _leaves_nothing(note: Note) -> bool:
+    return note.event.deleted or not note.chunks
 
 
 def _open(settings: Settings) -> lance.LanceDataset:

@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 
 from core.errors import SettingsError
-from core.records import Note, Vector
+from core.records import Note, Position, Vector
 
-__all__ = ["belongs_to", "mismatch", "rows_of", "schema_of"]
+__all__ = ["belongs_to", "mismatch", "positions_of", "rows_of", "schema_of"]
 
 
 def schema_of(dimension: int) -> pa.Schema:
@@ -23,6 +23,7 @@ def schema_of(dimension: int) -> pa.Schema:
             pa.field("note_id", pa.string(), nullable=False),
             pa.field("chunk", pa.int32(), nullable=False),
             pa.field("text", pa.string()),
+            pa.field("position", pa.string()),
             pa.field("embedding", pa.list_(pa.float32(), dimension)),
             pa.field(
                 "metadata",
@@ -51,6 +52,7 @@ def rows_of(notes: Iterable[Note], *, dimension: int) -> pa.Table:
         if note.event.deleted or not note.chunks:
             continue
         note_id = _storable(note.event.note_id)
+        position = _position_text(note.event.position)
         metadata = {
             "source": _storable(note.event.source_type),
             "timestamp": note.event.timestamp,
@@ -61,6 +63,7 @@ def rows_of(notes: Iterable[Note], *, dimension: int) -> pa.Table:
             columns["note_id"].append(note_id)
             columns["chunk"].append(chunk.index)
             columns["text"].append(_storable(chunk.text))
+            columns["position"].append(position)
             columns["metadata"].append(metadata)
         missing += [note.embeddings is None] * len(note.chunks)
         vectors.append(_embeddings(note, dimension))
@@ -72,6 +75,19 @@ def rows_of(notes: Iterable[Note], *, dimension: int) -> pa.Table:
         embedding if field.name == "embedding" else pa.array(columns[field.name], field.type) for field in schema
     ]
     return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def positions_of(rows: pa.Table) -> dict[str, Position]:
+    """Return where in the stream each note's stored version stands, from the columns `note_id` and `position`."""
+    found = {}
+    for note_id, position in zip(rows["note_id"].to_pylist(), rows["position"].to_pylist(), strict=True):
+        shard_id, sequence_number, subsequence_number = position.rsplit("/", 2)
+        found[note_id] = Position(shard_id, int(sequence_number), int(subsequence_number))
+    return found
+
+
+def _position_text(position: Position) -> str:
+    return f"{position.stream_shard_id}/{position.sequence_number}/{position.subsequence_number}"
 
 
 def _embeddings(note: Note, dimension: int) -> Vector:

@@ -8,10 +8,10 @@ from typing import Any
 
 import orjson
 
-from core.records import Note
+from core.records import Note, Position
 from sinks import metadata_keys
 
-__all__ = ["MAX_ENTITIES", "changes", "encode", "index_entries", "record_of"]
+__all__ = ["MAX_ENTITIES", "changes", "encode", "index_entries", "position_of", "record_of"]
 
 MAX_ENTITIES = 500
 """Distinct entities kept of one note, the most frequent first: a dictionary of names must not swell the store."""
@@ -35,6 +35,10 @@ def record_of(note: Note) -> Json:
         "content_size": event.content_size,
         "timestamp": metadata_keys.time_part(event.timestamp),
         "arrival_time": metadata_keys.time_part(event.record.arrival_time),
+        "shard_id": event.position.stream_shard_id,
+        # More digits than a JSON number keeps.
+        "sequence_number": str(event.position.sequence_number),
+        "subsequence_number": event.position.subsequence_number,
         "metadata": dict(event.metadata),
         "language": document.language,
         "word_count": document.word_count,
@@ -46,6 +50,12 @@ def record_of(note: Note) -> Json:
         "processing_version": note.processing_version,
         "processed_at": metadata_keys.time_part(note.processed_at) if note.processed_at else None,
     }
+
+
+def position_of(stored: bytes) -> Position:
+    """Return where in the stream a stored record's version of the note stands."""
+    record = orjson.loads(stored)
+    return Position(record["shard_id"], int(record["sequence_number"]), record["subsequence_number"])
 
 
 def _entities(note: Note) -> list[Json]:

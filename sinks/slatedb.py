@@ -33,9 +33,9 @@ from core.settings import Settings
 from core.telemetry import COMMITS
 from sinks import metadata_keys, metadata_store
 from sinks.async_thread import AsyncThread
-from sinks.metadata_records import changes
+from sinks.metadata_records import changes, position_of
 from sinks.metadata_store import check_store, create_store
-from sinks.versions import newest_versions, uncommitted
+from sinks.versions import covered_ids, newest_versions, uncommitted
 
 __all__ = [
     "MetadataPart",
@@ -111,22 +111,25 @@ class MetadataPart(StatefulSinkPartition[Note, str]):
         self._marker = Marker.from_json(stored) if stored else Marker()
 
     def write_batch(self, values: list[Note]) -> None:
-        """Keep the rows that are not committed yet until the epoch ends."""
-        self._pending += uncommitted(values, self._marker)
+        """Keep the notes until the epoch ends."""
+        self._pending += values
 
     def snapshot(self) -> str:
         """Commit the epoch and return the marker as JSON."""
-        if self._pending:
-            self._run("commit", self._commit())
-            self._pending.clear()
+        again = covered_ids(self._pending, self._marker)
+        records = self._run("read", self._stored_records(again)) if again else {}
+        stored = {note_id: position_of(record) for note_id, record in records.items() if record is not None}
+        if lacking := uncommitted(self._pending, self._marker, stored, leaves_nothing=_is_deletion):
+            self._run("commit", self._commit(lacking))
+        self._pending.clear()
         return self._marker.to_json()
 
-    async def _commit(self) -> None:
-        newest = newest_versions(self._pending)
+    async def _commit(self, pending: list[Note]) -> None:
+        newest = newest_versions(pending)
         stored = await self._stored_records(list(newest))
         puts, stale = changes(newest.values(), stored)
         marker = self._marker.advanced(
-            (note.event.position for note in self._pending), commit_number=self._marker.commit_number + 1
+            (note.event.position for note in pending), commit_number=self._marker.commit_number + 1
         )
         batch = uniffi.WriteBatch()
         for key in sorted(stale):
@@ -166,6 +169,10 @@ class MetadataPart(StatefulSinkPartition[Note, str]):
         except FencedError:
             self._fenced = True
             raise
+
+
+def _is_deletion(note: Note) -> bool:
+    return note.event.deleted
 
 
 def _flush_type(commit_number: int) -> uniffi.FlushType:

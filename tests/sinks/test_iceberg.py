@@ -210,7 +210,9 @@ def test_silver_keeps_the_newest_version_and_drops_deleted_notes(settings: Setti
     assert iceberg_catalog.row_count(settings, "silver.notes") == 2
     # Far back: every version comes again, none takes effect.
     again = build(settings, SILVER_NOTES)
-    again.write_batch(changes(SILVER_NOTES, note(1, "a"), note(4, "c"), note(7, "d"), note(9, "e")))
+    again.write_batch(changes(SILVER_NOTES, note(1, "a"), note(2, "b"), note(3, "a"), note(4, "c"), note(5, "b")))
+    again.write_batch(changes(SILVER_NOTES, note(6, "c", deleted=True), note(7, "d"), note(8, "d", deleted=True)))
+    again.write_batch(changes(SILVER_NOTES, note(9, "e")))
     again.snapshot()
     again.close()
     assert silver(settings) == {"a": "event-3", "b": "event-5", "e": "event-9"}

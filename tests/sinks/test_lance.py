@@ -105,6 +105,7 @@ def test_a_row_per_chunk_with_the_columns_of_the_documents(store: Settings) -> N
         "note_id": "n1",
         "chunk": 1,
         "text": "two",
+        "position": "shard-0/1/0",
         "embedding": [0.0, 1.0, 0.0, 0.0],
         "metadata": {"source": "file", "timestamp": START + timedelta(seconds=1), "processing_version": "7"},
     }
@@ -362,3 +363,12 @@ def test_a_flow_without_enrichment_needs_no_dataset(settings: Settings) -> None:
 def test_a_flow_with_enrichment_does_not_run_without_its_dataset(settings: Settings) -> None:
     with pytest.raises(MissingError, match="pkm init"):
         lance.VectorSink(settings).build_part("write", "notes", None)
+
+
+def test_a_version_that_the_marker_passed_over_is_merged_when_it_comes_at_last(store: Settings) -> None:
+    write(store, [note("n1", 1, "old"), note("n2", 5, "b"), note("n9", 9, "z")])
+    write(store, [note("n1", 1, "old")], [note("n1", 2, "new"), note("n2", 3, "a")], [note("n2", 5, "b")])
+    assert texts(store) == {"n1#0": "new", "n2#0": "b", "n9#0": "z"}
+    before = commits()
+    write(store, [note("n1", 1, "old"), note("n1", 2, "new")], [note("n2", 3, "a"), note("n4", 4)])
+    assert commits() == before

@@ -365,9 +365,25 @@ def test_versions_from_another_shard_count_as_they_come() -> None:
     assert newest_versions([second, first])["n1"] is first
 
 
-def test_only_rows_beyond_the_marker_are_uncommitted() -> None:
+def test_rows_beyond_the_marker_are_uncommitted() -> None:
     notes = [note("n1", 1), note("n2", 2), note("n3", 1, shard="shard-1")]
-    assert uncommitted(notes, Marker({"shard-0": (1, 0)})) == notes[1:]
+    stored = {"n1": notes[0].event.position}
+    assert uncommitted(notes, Marker({"shard-0": (1, 0)}), stored, leaves_nothing=_deleted) == notes[1:]
+
+
+def test_a_row_that_the_marker_passed_over_is_uncommitted_with_all_that_came_after_it() -> None:
+    marker, notes = Marker({"shard-0": (9, 0)}), [note("n1", number) for number in range(1, 5)]
+    older, newer = notes[1].event.position, notes[3].event.position
+    assert uncommitted(notes, marker, {"n1": older}, leaves_nothing=_deleted) == notes[2:]
+    assert uncommitted(notes, marker, {"n1": newer}, leaves_nothing=_deleted) == []
+    assert uncommitted(notes, marker, {}, leaves_nothing=_deleted) == notes
+    gone = note("n1", 5, deleted=True)
+    assert uncommitted([gone], marker, {}, leaves_nothing=_deleted) == []
+    assert uncommitted([*notes, gone], marker, {}, leaves_nothing=_deleted) == [*notes, gone]
+
+
+def _deleted(found: Note) -> bool:
+    return found.event.deleted
 
 
 def test_changes_never_delete_what_they_put() -> None:
@@ -376,3 +392,17 @@ def test_changes_never_delete_what_they_put() -> None:
     assert stale == set()
     again, stale = metadata_records.changes([note("n1", 1)], {"n1": puts[metadata_keys.note_key("n1")]})
     assert (again, stale) == (puts, set())
+
+
+def test_a_version_that_the_marker_passed_over_is_written_when_it_comes_at_last(store: Settings) -> None:
+    write(store, [note("n1", 1, title="old"), note("n2", 5, title="b"), note("n9", 9)])
+    write(store, [note("n1", 1, title="old"), note("n1", 2, title="new")], [note("n2", 3, title="a"), note("n4", 4)])
+    records = {name: slatedb.get_note(store, name) for name in ("n1", "n2", "n4")}
+    assert {name: record and record["sequence_number"] for name, record in records.items()} == {
+        "n1": "2",
+        "n2": "5",
+        "n4": "4",
+    }
+    before = commits()
+    write(store, [note("n1", 1, title="old"), note("n1", 2, title="new"), note("n4", 4), note("n2", 5, title="b")])
+    assert commits() == before
