@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 from datetime import timedelta
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import boto3
 from botocore.config import Config
 from obstore.store import S3Store
 
+from core.errors import SettingsError
 from core.settings import Settings
 
 if TYPE_CHECKING:
@@ -45,8 +47,26 @@ def region(settings: Settings) -> str:
 
 
 def endpoint(service: str) -> str | None:
-    """Return the endpoint that the environment sets for `service` (`s3`, `kinesis`, `glue`), if any."""
-    return os.environ.get(f"AWS_ENDPOINT_URL_{service.upper()}") or os.environ.get("AWS_ENDPOINT_URL") or None
+    """Return the endpoint that the environment sets for `service` (`s3`, `kinesis`, `glue`), if any.
+
+    Raises SettingsError when it is not an address.
+    """
+    for name in (f"AWS_ENDPOINT_URL_{service.upper()}", "AWS_ENDPOINT_URL"):
+        url = os.environ.get(name)
+        if url:
+            if not _is_address(url):
+                raise SettingsError(f'{name}="{url}" is not an address, such as http://127.0.0.1:5000')
+            return url
+    return None
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        # Reading the port checks it.
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def kinesis_client(settings: Settings) -> KinesisClient:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from dotenv import dotenv_values
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from core.errors import SettingsError
@@ -117,6 +118,12 @@ class Settings(BaseSettings):
         parse_start(value)
         return value
 
+    @model_validator(mode="after")
+    def _catalog_has_an_address(self) -> Settings:
+        if self.catalog != "glue" and not self.catalog_uri:
+            raise ValueError(f"PKM_CATALOG={self.catalog} needs PKM_CATALOG_URI, the catalog's address")
+        return self
+
     @property
     def start_position(self) -> StartPosition:
         """Where a flow without a snapshot starts."""
@@ -202,14 +209,18 @@ def load_settings() -> Settings:
     try:
         settings = Settings()
     except ValidationError as error:
-        problems += [
-            f"{PREFIX}{'_'.join(str(part) for part in detail['loc']).upper()}={detail['input']!r}: {detail['msg']}"
-            for detail in error.errors()
-        ]
+        problems += [_said(detail) for detail in error.errors()]
         settings = None
     if problems or settings is None:
         raise SettingsError("; ".join(problems) + "; docs/settings.md lists all")
     return settings
+
+
+def _said(detail: ErrorDetails) -> str:
+    message = detail["msg"].removeprefix("Value error, ")
+    # A problem of several settings has all of them as its input, secrets too.
+    name = "_".join(str(part) for part in detail["loc"]).upper()
+    return f"{PREFIX}{name}={detail['input']!r}: {message}" if name else message
 
 
 def _unknown(names: Iterable[str], place: str) -> list[str]:

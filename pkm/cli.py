@@ -96,13 +96,12 @@ def stack(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on loop
 
     Kinesis, S3 and Glue on loopback, in the foreground; Ctrl-C ends it and forgets everything.
     """
-    from pkm.stack import environment, serve
+    from pkm.stack import serve
 
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    screen.show_environment(environment(port))
-    serve(port, until=stop)
+    serve(port, until=stop, on_ready=screen.show_environment)
 
 
 @app.command()
