@@ -109,7 +109,7 @@ def init(as_json: AsJson = False) -> None:
     """Create stream, bucket, tables and stores; safe to repeat."""
     from pkm.initialise import initialise
 
-    screen.show_fields(initialise(configured_settings()), title="ready", as_json=as_json)
+    screen.show_fields(initialise(configured_settings(patient=False)), title="ready", as_json=as_json)
 
 
 @ingest.command("files")
@@ -122,7 +122,7 @@ def ingest_files(
     """Ingest files and folders."""
     from producers import announce, files
 
-    settings = configured_settings()
+    settings = configured_settings(patient=False)
     with screen.progress("ingesting", quiet=as_json) as advance:
         summary = announce.announce(files.files(paths, settings=settings), settings=settings, on_progress=advance)
     screen.show_summary(summary, as_json=as_json)
@@ -167,7 +167,7 @@ def search(
     """Find the nearest chunks of text."""
     from pkm.query import search_text
 
-    screen.show_hits(search_text(configured_settings(), text, k=k), as_json=as_json)
+    screen.show_hits(search_text(configured_settings(patient=False), text, k=k), as_json=as_json)
 
 
 @app.command()
@@ -175,7 +175,7 @@ def note(note_id: Annotated[str, typer.Argument(metavar="ID")], as_json: AsJson 
     """Show one note's metadata."""
     from sinks import slatedb
 
-    found = slatedb.get_note(configured_settings(), note_id)
+    found = slatedb.get_note(configured_settings(patient=False), note_id)
     if found is None:
         raise MissingError(f'there is no note "{note_id}": `pkm search` and the table silver.notes give the ids')
     screen.show_note(found, as_json=as_json)
@@ -188,7 +188,7 @@ def sql(query: Annotated[str, typer.Argument(help="DuckDB SQL.")], as_json: AsJs
 
     # DuckDB would not hear of Ctrl-C before the query ends, and there is nothing to clean up.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    screen.show_rows(run_sql(configured_settings(), query), as_json=as_json)
+    screen.show_rows(run_sql(configured_settings(patient=False), query), as_json=as_json)
 
 
 Step = Annotated[str | None, typer.Option(help="Only failures of this step: parse, fetch, extract, windows.")]
@@ -254,4 +254,4 @@ def status(as_json: AsJson = False) -> None:
     """Show rows per table, lag and the newest snapshot."""
     from pkm.status import status as read_status
 
-    screen.show_status(read_status(configured_settings()), as_json=as_json)
+    screen.show_status(read_status(configured_settings(patient=False)), as_json=as_json)
