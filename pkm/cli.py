@@ -159,6 +159,57 @@ def run(
 
 
 @app.command()
+def replay(
+    start: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            metavar="POSITION",
+            help="trim-horizon, timestamp:ISO8601 or sequence:SHARD:NUMBER (that shard alone); included.",
+        ),
+    ],
+    until: Annotated[
+        str | None,
+        typer.Option(
+            metavar="POSITION",
+            help="timestamp:ISO8601 (excluded) or sequence:SHARD:NUMBER (included); default: the stream's end now.",
+        ),
+    ] = None,
+    version: Annotated[
+        str | None, typer.Option(help="Processing version of the rows; default: the next number.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Worker threads.")] = 1,
+    abandon: Annotated[
+        bool, typer.Option("--abandon", help="Forget another replay that has not ended; what it replaced stays.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Process a part of the stream again and replace its rows; stop the flow first. Repeat it to resume it."""
+    from pkm.replay import plan_replay, run_replay
+
+    settings = _settings()
+    stopping.handle_signals(exit_at_end=False)
+    try:
+        plan = plan_replay(settings, start=start, until=until, version=version, abandon=abandon)
+        tell = screen.quiet if as_json else screen.step
+        with screen.flow_progress(quiet=as_json):
+            result = run_replay(settings, plan, workers=workers, tell=tell)
+    except KeyboardInterrupt:
+        if not stopping.requested():
+            raise
+        result = None
+    if result is None:
+        screen.step("the replay was stopped; the same command resumes it")
+        return
+    screen.show_fields(result, title="replay ended", as_json=as_json)
+    if not as_json:
+        screen.step(
+            f"the flow goes on with version {settings.processing_version}; to have it write {plan.version}:"
+            f" PKM_PROCESSING_VERSION={plan.version}"
+        )
+
+
+@app.command()
 def search(
     text: Annotated[str, typer.Argument(help="What to look for.")],
     k: Annotated[int, typer.Option("-k", min=1, max=1000, help="How many chunks.")] = 5,

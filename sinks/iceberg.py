@@ -32,7 +32,7 @@ from sinks.iceberg_repetitions import Repetitions
 from sinks.iceberg_rows import Change
 from sinks.iceberg_tables import TableSpec
 
-__all__ = ["IcebergSink", "TablePartition", "TableState", "output"]
+__all__ = ["IcebergSink", "TablePartition", "TableState", "output", "take_over"]
 
 MAX_PENDING_COMMITS = 4
 FLUSH_BYTES = 64 * 1024 * 1024
@@ -116,6 +116,23 @@ class TablePartition(StatefulSinkPartition[Change, TableState]):
         return Epoch(self._table, self._spec, flush_bytes=self._flush_bytes)
 
 
+def take_over(settings: Settings, table: TableSpec, *, flow: str) -> Committer:
+    """Take a table over from whatever execution of `flow` had it, which can commit nothing from then on.
+
+    Raises MissingError for a table that was not created, UnreachableError when the catalog does not answer,
+    CommitError when it can't be claimed, FencedError when this process has been replaced itself.
+    """
+    check_ownership()
+    committer = Committer(
+        load_table(load(settings), settings, table.identifier),
+        key_columns=table.key_columns,
+        retries=Retries(seconds=settings.retry_seconds),
+        owner=Owner(flow),
+    )
+    committer.claim()
+    return committer
+
+
 class IcebergSink(FixedPartitionedSink[Change, TableState]):
     """Writes changes to one Iceberg table; the table must exist (`pkm init`)."""
 
@@ -133,18 +150,10 @@ class IcebergSink(FixedPartitionedSink[Change, TableState]):
         Raises MissingError for a table that was not created, UnreachableError when the catalog does not answer,
         CommitError and FencedError when a commit that the state names can't be made.
         """
-        check_ownership()
-        catalog = load(self._settings)
-        committer = Committer(
-            load_table(catalog, self._settings, for_part),
-            key_columns=self._spec.key_columns,
-            retries=Retries(seconds=self._settings.retry_seconds),
-            # Step ids begin with the flow's name.
-            owner=Owner(step_id.partition(".")[0]),
-        )
-        committer.claim()
+        # Step ids begin with the flow's name.
+        committer = take_over(self._settings, self._spec, flow=step_id.partition(".")[0])
         return TablePartition(
-            load_table(catalog, self._settings, for_part),
+            load_table(load(self._settings), self._settings, for_part),
             self._spec,
             commit=committer.commit,
             resume_state=resume_state,

@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 
 import bytewax.operators as op
 import lance
@@ -43,6 +44,7 @@ __all__ = [
     "count_chunks",
     "count_notes",
     "create_dataset",
+    "note_times",
     "output",
     "search",
 ]
@@ -133,6 +135,17 @@ def count_notes(settings: Settings) -> int:
         for batch in dataset.to_batches(columns=["note_id"]):
             found.update(batch.column("note_id").to_pylist())
     return len(found)
+
+
+def note_times(settings: Settings) -> dict[str, datetime]:
+    """Return for each note that has chunks the time of the event that they are from. Raises like `count_notes`."""
+    dataset = _open(settings)
+    times: dict[str, datetime] = {}
+    with _faults(settings, "read"):
+        for batch in dataset.to_batches(columns=["note_id", "metadata"]):
+            found = zip(batch.column("note_id"), batch.column("metadata").field("timestamp"), strict=True)
+            times.update((note_id.as_py(), time.as_py()) for note_id, time in found)
+    return times
 
 
 @operator
