@@ -27,7 +27,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 def configured_settings(*, patient: bool = True) -> Settings:
     """Read the settings, let the logs be as they say, and look for AWS credentials.
 
-    A command whose answer a person waits for is not `patient`: it retries for 10 seconds at most. Raises SettingsError.
+    A command whose answer a person waits for is not `patient`: it retries for 10 seconds at most. Raises
+    SettingsError.
     """
     settings = load_settings()
     configure_logging(settings)
@@ -47,8 +48,8 @@ def check_credentials() -> None:
         raise SettingsError(f"AWS credentials can't be read: {reason(error)}") from error
     if found is None:
         raise SettingsError(
-            "there are no AWS credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (`pkm stack` prints those of"
-            " the local AWS), or give this machine a role"
+            "there are no AWS credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (`pkm stack` prints those"
+            " of the local AWS), or give this machine a role"
         )
     if found.method not in _SHARED_METHODS:
         raise SettingsError(

@@ -14,14 +14,14 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import tenacity
 from botocore.exceptions import BotoCoreError, ClientError
 from pyiceberg.catalog import Catalog, load_catalog
-from pyiceberg.exceptions import NoSuchNamespaceError, NoSuchTableError, RESTError, TableAlreadyExistsError
+from pyiceberg.exceptions import NoSuchNamespaceError, NoSuchTableError, NotInstalledError, RESTError, TableAlreadyExistsError
 from pyiceberg.expressions import AlwaysTrue, BooleanExpression
 from pyiceberg.table import Table
 from pyiceberg.table.snapshots import Snapshot
 from sqlalchemy.exc import SQLAlchemyError
 
 from core import aws
-from core.errors import MissingError, UnreachableError
+from core.errors import MissingError, SettingsError, UnreachableError, reason
 from core.markers import Marker
 from core.settings import Settings
 from sinks.iceberg_tables import TABLES
@@ -103,7 +103,13 @@ def _connect(settings: Settings) -> Catalog:
             properties["botocore_session"] = session = _botocore_session()
             # pyiceberg sets the number of retries only; botocore's own time-outs are a minute each.
             session.set_default_client_config(aws.client_config(settings, attempts=CATALOG_ATTEMPTS))
-        return load_catalog("pkm", **properties)
+        try:
+            return load_catalog("pkm", **properties)
+        except (ImportError, NotInstalledError) as error:
+            raise SettingsError(
+                f"the {settings.catalog} catalog at {_catalog_address(settings)} needs a driver that is not installed:"
+                f" pip install it, or choose another PKM_CATALOG_URI ({reason(error.__cause__ or error)})"
+            ) from error
 
 
 @lru_cache(maxsize=1)

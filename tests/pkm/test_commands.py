@@ -75,6 +75,13 @@ def test_documents_go_in_at_one_end_and_answers_come_out_at_the_other(settings: 
         (("status",), {"PKM_SHARDS": "many"}, "PKM_SHARDS"),
         (("init",), {"PKM_EMBEDDING_MODEL": "/nowhere/model"}, "/nowhere/model"),
         (("init",), {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "127.0.0.1:9"),
+        (("init",), {"AWS_ENDPOINT_URL_KINESIS": "http://127.0.0.1:9"}, "127.0.0.1:9"),
+        (("init",), {"AWS_ENDPOINT_URL_GLUE": "http://127.0.0.1:9", "PKM_ENRICH": "none"}, "127.0.0.1:9"),
+        (("note", "any"), {"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9"}, "127.0.0.1:9"),
+        (("status",), {"AWS_ENDPOINT_URL_S3": "nonsense"}, "AWS_ENDPOINT_URL_S3"),
+        (("status",), {"PKM_CATALOG": "rest"}, "PKM_CATALOG_URI"),
+        (("status",), {"PKM_CATALOG": "sql", "PKM_CATALOG_URI": "postgresql://u:secret@h/d"}, "driver"),
+        (("status",), {"AWS_SECRET_ACCESS_KEY": "", "AWS_EC2_METADATA_DISABLED": "true"}, "credentials"),
         (("run",), {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "127.0.0.1:9"),
         (("run",), {}, "pkm init"),
         (("run", "nothing"), {}, "knowledge"),
@@ -94,6 +101,45 @@ def test_what_is_wrong_is_said_in_one_line(
     assert done.stderr.startswith("error: ")
     assert len(done.stderr.strip().splitlines()) == 1
     assert said in done.stderr
+    assert "secret@" not in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("found", "said"), [("", "there are no AWS credentials"), ("aws_access_key_id=a\naws_secret_access_key=b", "profile")]
+)
+def test_credentials_that_not_every_client_can_use_are_refused(
+    settings: Settings, tmp_path: Path, found: str, said: str
+) -> None:
+    file = tmp_path / "credentials"
+    file.write_text(f"[default]\n{found}\n")
+
+    done = pkm(
+        "status",
+        AWS_ACCESS_KEY_ID="",
+        AWS_SECRET_ACCESS_KEY="",
+        AWS_SHARED_CREDENTIALS_FILE=str(file),
+        AWS_EC2_METADATA_DISABLED="true",
+    )
+
+    assert done.returncode == 1
+    assert said in done.stderr
+
+
+@pytest.mark.parametrize("target", ["/dev/full", None])
+@pytest.mark.parametrize("option", [(), ("--json",)])
+def test_output_that_can_not_be_written_is_no_traceback(
+    settings: Settings, target: str | None, option: tuple[str, ...]
+) -> None:
+    command = [str(PKM), "sql", "select 1", *option]
+    shell = f'"$0" "$@" >{target}' if target else '"$0" "$@" | true; exit "${PIPESTATUS[0]}"'
+
+    done = subprocess.run(
+        ["bash", "-c", shell, *command], capture_output=True, text=True, timeout=SECONDS, check=False
+    )
+
+    assert done.returncode in {0, 1} if target is None else done.returncode == 1
+    assert "Traceback" not in done.stderr
 
 
 def test_wrong_usage_is_exit_code_2() -> None:
