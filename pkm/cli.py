@@ -187,7 +187,7 @@ def replay(
     """Process a part of the stream again and replace its rows; stop the flow first. Repeat it to resume it."""
     from pkm.replay import plan_replay, run_replay
 
-    settings = _settings()
+    settings = configured_settings()
     stopping.handle_signals(exit_at_end=False)
     try:
         plan = plan_replay(settings, start=start, until=until, version=version, abandon=abandon)

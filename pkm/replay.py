@@ -102,7 +102,7 @@ def run_replay(
         tell(f"{plan.name}: replaying with version {plan.version}; after a kill the same command resumes it")
         graph = replay.build(replaying, bounds=bounds, tables=tables)
         directory = settings.recovery_dir / plan.name
-        with session(replaying, flow=plan.name, directory=directory, process_id=0) as recovery:
+        with session(replaying, flow=plan.name, directory=directory, process_id=0, graph=graph) as recovery:
             execute(graph, replaying, directory=recovery.directory, workers=workers)
     if stopping.requested():
         return None

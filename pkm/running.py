@@ -7,17 +7,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from bytewax.dataflow import Dataflow
-from bytewax.errors import BytewaxRuntimeError
-from bytewax.recovery import RecoveryConfig
-from bytewax.run import cli_main
 
-from core.errors import PkmError, SettingsError
+from core.errors import SettingsError
 from core.recovery.attach import session
 from core.settings import Settings
 from flows import knowledge
 from models.embedder import load_embedder
 from models.registry import profile
 from models.tagger import load_tagger
+from pkm.engine import execute
 from sinks import iceberg_catalog, lance, slatedb
 from sources.kinesis_status import check_stream
 
@@ -52,19 +50,7 @@ def run_flow(settings: Settings, *, flow: str, workers: int) -> dict[str, Any]:
     started = time.monotonic()
     graph = FLOWS[flow](settings)
     with session(settings, flow=flow, directory=settings.recovery_dir / flow, process_id=0, graph=graph) as recovery:
-        try:
-            # A cluster of one: its workers are threads, so this thread stays free for signals, and an error
-            # comes back as an exception instead of a message from the engine's panic handler.
-            cli_main(  # type: ignore[no-untyped-call]
-                graph,
-                workers_per_process=workers,
-                process_id=0,
-                addresses=["127.0.0.1:0"],
-                epoch_interval=settings.epoch,
-                recovery_config=RecoveryConfig(recovery.directory),  # type: ignore[no-untyped-call]
-            )
-        except BytewaxRuntimeError as error:
-            raise _cause(error) from error
+        execute(graph, settings, directory=recovery.directory, workers=workers)
     restored = recovery.restored.snapshot if recovery.restored else None
     return {
         "flow": flow,
@@ -72,13 +58,3 @@ def run_flow(settings: Settings, *, flow: str, workers: int) -> dict[str, Any]:
         "resumed_from": restored.id if restored else None,
         "seconds": round(time.monotonic() - started, 1),
     }
-
-
-def _cause(error: BaseException) -> BaseException:
-    # The engine wraps what a step raised once per layer; the innermost error of ours says what to do.
-    current: BaseException | None = error
-    while current is not None:
-        if isinstance(current, PkmError | KeyboardInterrupt):
-            return current
-        current = current.__cause__ or current.__context__
-    return error

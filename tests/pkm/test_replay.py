@@ -154,7 +154,7 @@ def test_a_replay_that_dies_is_resumed_by_the_same_command(world: Any, monkeypat
     world.send(*records)
     world.run()
     before = {name: ordered(world.table(name)) for name in (BRONZE, METRICS)}
-    monkeypatch.setattr("sources.kinesis.READ_RECORDS", 1)
+    monkeypatch.setattr("sources.kinesis_partition.READ_RECORDS", 1)
     commits = []
     honest = slatedb.MetadataPart.snapshot
 

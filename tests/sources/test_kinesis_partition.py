@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 
 from core.errors import MissingError, UnreachableError
 from core.records import RawRecord, Watermark
-from sources.kinesis import _KinesisPartition
 from sources.kinesis_client import StreamReader
+from sources.kinesis_partition import KinesisPartition
 from sources.kinesis_shards import PartitionState, ShardStart, ShardState
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -170,7 +170,7 @@ class Runner:
             if snapshot
             else PartitionState("notes", partitions, start)
         )
-        self.part = _KinesisPartition(
+        self.part = KinesisPartition(
             StreamReader(stream, "notes", now=lambda: stream.time),  # type: ignore[arg-type]
             state,
             partition=partition,
