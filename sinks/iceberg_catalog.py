@@ -14,7 +14,13 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import tenacity
 from botocore.exceptions import BotoCoreError, ClientError
 from pyiceberg.catalog import Catalog, load_catalog
-from pyiceberg.exceptions import NoSuchNamespaceError, NoSuchTableError, NotInstalledError, RESTError, TableAlreadyExistsError
+from pyiceberg.exceptions import (
+    NoSuchNamespaceError,
+    NoSuchTableError,
+    NotInstalledError,
+    RESTError,
+    TableAlreadyExistsError,
+)
 from pyiceberg.expressions import AlwaysTrue, BooleanExpression
 from pyiceberg.table import Table
 from pyiceberg.table.snapshots import Snapshot
@@ -107,8 +113,8 @@ def _connect(settings: Settings) -> Catalog:
             return load_catalog("pkm", **properties)
         except (ImportError, NotInstalledError) as error:
             raise SettingsError(
-                f"the {settings.catalog} catalog at {_catalog_address(settings)} needs a driver that is not installed:"
-                f" pip install it, or choose another PKM_CATALOG_URI ({reason(error.__cause__ or error)})"
+                f"the {settings.catalog} catalog at {_catalog_address(settings)} needs a driver that is not"
+                f" installed: pip install it, or choose another PKM_CATALOG_URI ({reason(error.__cause__ or error)})"
             ) from error
 
 

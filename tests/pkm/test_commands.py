@@ -74,8 +74,8 @@ def test_documents_go_in_at_one_end_and_answers_come_out_at_the_other(settings: 
         (("status",), {"PKM_BUKET": "x"}, "PKM_BUCKET"),
         (("status",), {"PKM_SHARDS": "many"}, "PKM_SHARDS"),
         (("init",), {"PKM_EMBEDDING_MODEL": "/nowhere/model"}, "/nowhere/model"),
-        (("init",), {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "127.0.0.1:9"),
-        (("init",), {"AWS_ENDPOINT_URL_KINESIS": "http://127.0.0.1:9"}, "127.0.0.1:9"),
+        (("init",), {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "PKM_ENRICH": "none"}, "127.0.0.1:9"),
+        (("init",), {"AWS_ENDPOINT_URL_KINESIS": "http://127.0.0.1:9", "PKM_ENRICH": "none"}, "127.0.0.1:9"),
         (("init",), {"AWS_ENDPOINT_URL_GLUE": "http://127.0.0.1:9", "PKM_ENRICH": "none"}, "127.0.0.1:9"),
         (("note", "any"), {"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9"}, "127.0.0.1:9"),
         (("status",), {"AWS_ENDPOINT_URL_S3": "nonsense"}, "AWS_ENDPOINT_URL_S3"),
@@ -106,7 +106,8 @@ def test_what_is_wrong_is_said_in_one_line(
 
 
 @pytest.mark.parametrize(
-    ("found", "said"), [("", "there are no AWS credentials"), ("aws_access_key_id=a\naws_secret_access_key=b", "profile")]
+    ("found", "said"),
+    [("", "there are no AWS credentials"), ("aws_access_key_id=a\naws_secret_access_key=b", "profile")],
 )
 def test_credentials_that_not_every_client_can_use_are_refused(
     settings: Settings, tmp_path: Path, found: str, said: str
