@@ -146,10 +146,9 @@ def show_redriven(done: Redriven, *, as_json: bool) -> None:
         return
     for name in done.sent:
         output.print(Text(name), soft_wrap=True)
-    sent = "would be put" if done.dry_run else "put"
-    step(f"{len(done.sent)} dead letters {sent} on the stream again")
+    step(f"{'would be put' if done.dry_run else 'put'} on the stream again: {len(done.sent)}")
     for reason, count in sorted(done.skipped.items()):
-        step(f"{count} left alone: {reason}")
+        step(f"left alone, {reason}: {count}")
 
 
 def show_environment(variables: Mapping[str, str]) -> None:
