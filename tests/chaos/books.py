@@ -20,6 +20,7 @@ __all__ = ["Balance", "Expected", "balance", "differences", "expected"]
 
 Place = tuple[str, str]
 """Shard and sequence number."""
+SILVER_COLUMNS = ("note_id", "event_id", "text", "chunk_count", "word_count")
 
 
 @dataclass
@@ -106,7 +107,9 @@ def expected(
             result.duplicates += 1
         else:
             result.rows[place] = event_id
-            start = datetime.fromtimestamp(arrival.timestamp() // window.total_seconds() * window.total_seconds(), UTC)
+            start = datetime.fromtimestamp(
+                arrival.timestamp() // window.total_seconds() * window.total_seconds(), UTC
+            )
             words = None if deleted else len(text.split())
             counted.setdefault((start, event["source_type"]), []).append((event_id, words))
         if deleted:
@@ -175,13 +178,13 @@ def differences(settings: Settings, wanted: Expected) -> list[str]:
     if books.records != books.rows + books.duplicates + books.dead_letters:
         found.append(f"the books do not balance: {books}")
 
-    silver = iceberg_catalog.scan(
-        settings, "silver.notes", columns=("note_id", "event_id", "text", "chunk_count", "word_count")
-    ).to_pylist()
+    silver = iceberg_catalog.scan(settings, "silver.notes", columns=SILVER_COLUMNS).to_pylist()
     chunked = _has_vectors(settings)
     found += _compared(
         "silver.notes",
-        Counter((row["note_id"], row["event_id"], row["text"], row["chunk_count"], row["word_count"]) for row in silver),
+        Counter(
+            (row["note_id"], row["event_id"], row["text"], row["chunk_count"], row["word_count"]) for row in silver
+        ),
         Counter(
             (note_id, event_id, text, len(chunk_texts(text)) if chunked else 0, len(text.split()))
             for note_id, (event_id, text) in wanted.notes.items()

@@ -21,32 +21,42 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["PHASES", "POINTS", "WRITES", "Doom", "copier_points", "flow_points"]
+__all__ = ["POINTS", "WRITES", "Doom", "copier_points", "flow_points", "kill_children"]
 
 PHASES = ("before", "inside", "after")
+AROUND = ("before", "after")
 TABLES = ("bronze.notes", "bronze.failures", "silver.notes", "silver.metrics")
 
 WRITES: dict[str, str] = {
+    **{f"{table}:claim": "the execution that starts makes itself the table's owner" for table in TABLES},
     **{f"{table}:file": "a Parquet data file is put on S3" for table in TABLES},
     **{f"{table}:commit": "a whole commit: manifests, metadata file, catalog" for table in TABLES},
-    **{f"{table}:metadata": "manifests are on S3; the metadata file and the catalog's pointer follow" for table in TABLES},
+    **{f"{table}:metadata": "manifests are there; metadata file and pointer follow" for table in TABLES},
     **{f"{table}:pointer": "the catalog is pointed to the new metadata file" for table in TABLES},
     "vectors:open": "Lance: the writer's token",
+    "vectors:restore": "Lance: the version that makes an older writer's merge fail",
     "vectors:merge": "Lance: rows of an epoch are merged",
     "vectors:marker": "Lance: the marker follows the merge",
     "metadata:open": "SlateDB: a part is opened, its former writer fenced",
-    "metadata:write": "SlateDB: rows and marker in one batch, not durable yet",
+    "metadata:write": "SlateDB: rows and marker in one batch, in memory",
     "metadata:flush": "SlateDB: the log is put on S3",
-    "metadata:durable": "SlateDB: waiting for the batch to be durable",
+    "metadata:durable": "SlateDB: the batch is known to be durable",
     "snapshot:claim": "the manifest names a new execution",
     "snapshot:object": "a copy of the recovery database is put on S3",
     "snapshot:manifest": "the manifest names the copy",
     "snapshot:delete": "old copies are deleted",
 }
+# These two only change or look at memory: there is no request to be inside of.
+IN_MEMORY = ("metadata:write", "metadata:durable")
 # Bytewax writes its epoch by itself, in Rust: the copier, which watches the file, stands in for a wrapper.
-POINTS = (*(f"{write}:{phase}" for write in WRITES for phase in PHASES), "recovery:epoch:inside")
+POINTS = (
+    *(f"{write}:{phase}" for write in WRITES for phase in (AROUND if write in IN_MEMORY else PHASES)),
+    "recovery:epoch:inside",
+)
 
-_FIRST_GUESS_SECONDS = 0.004
+FIRST_GUESS_SECONDS = 0.004
+SLOW_SECONDS = 3.0
+TOO_LATE = " (too late)"
 
 
 @dataclass
@@ -58,6 +68,10 @@ class Doom:
     log: Path
     alone: bool
     """Without its children: the copier lives on and publishes what it finds."""
+    hurry: int
+    """How often a death inside a write came too late: it comes the earlier."""
+    slow: str
+    """A write that takes three seconds longer."""
 
     def __post_init__(self) -> None:
         self._passages = 0
@@ -71,10 +85,14 @@ class Doom:
             int(os.environ.get("CHAOS_PASSAGE", "1")),
             Path(os.environ.get("CHAOS_LOG", "/dev/null")),
             os.environ.get("CHAOS_ALONE") == "1",
+            int(os.environ.get("CHAOS_HURRY", "0")),
+            os.environ.get("CHAOS_SLOW", ""),
         )
 
     def passes(self, point: str) -> None:
         """Die here, if this is the point and the passage."""
+        if point == f"{self.slow}:before":
+            time.sleep(SLOW_SECONDS)
         if self._is_due(point):
             self.die(point)
 
@@ -84,11 +102,11 @@ class Doom:
         finished = threading.Event()
         started = time.monotonic()
         if self._is_due(f"{write}:inside"):
-            delay = self._shortest.get(write, 2 * _FIRST_GUESS_SECONDS) / 2
+            delay = self._shortest.get(write, 2 * FIRST_GUESS_SECONDS) / 2 / 4**self.hurry
 
             def strike() -> None:
                 time.sleep(delay)
-                self.die(f"{write}:inside{' (too late)' if finished.is_set() else ''}")
+                self.die(f"{write}:inside{TOO_LATE if finished.is_set() else ''}")
 
             threading.Thread(target=strike, daemon=True).start()
         yield
@@ -162,12 +180,30 @@ def flow_points(doom: Doom) -> None:
 
     around(doom, iceberg_files, "_dataframe_to_data_files", lambda metadata, *_: f"{_table(metadata.location)}:file")
     around(doom, iceberg_commit.Committer, "commit", lambda _, pending: f"{pending.table}:commit")
-    around(doom, GlueCatalog, "commit_table", lambda _, table, *__: f"{'.'.join(table.name())}:metadata")
+    claiming = threading.local()
+    claim = iceberg_commit.Committer.claim
+
+    def claim_marked(committer: Any) -> None:
+        # A claim passes the catalog like a commit; its points are its own.
+        claiming.now = True
+        try:
+            claim(committer)
+        finally:
+            claiming.now = False
+
+    def unless_claiming(write: str) -> str | None:
+        return None if getattr(claiming, "now", False) else write
+
+    iceberg_commit.Committer.claim = claim_marked  # type: ignore[method-assign]
+    around(doom, iceberg_commit.Committer, "claim", lambda committer: f"{committer._name}:claim")
+    around(
+        doom, GlueCatalog, "commit_table", lambda _, table, *__: unless_claiming(f"{'.'.join(table.name())}:metadata")
+    )
     around(
         doom,
         GlueCatalog,
         "_update_glue_table",
-        lambda _, **call: f"{call['database_name']}.{call['table_name']}:pointer",
+        lambda _, **call: unless_claiming(f"{call['database_name']}.{call['table_name']}:pointer"),
     )
     around(
         doom,
@@ -175,6 +211,7 @@ def flow_points(doom: Doom) -> None:
         "update_metadata",
         lambda _, values: "vectors:marker" if vectors.MARKER in values else "vectors:open",
     )
+    around(doom, lance.LanceDataset, "restore", lambda _: "vectors:restore")
     around(doom, lance.MergeInsertBuilder, "execute", lambda *_: "vectors:merge")
     around(doom, uniffi.DbBuilder, "build", lambda _: "metadata:open")
     around(doom, uniffi.Db, "write", lambda *_: "metadata:write")

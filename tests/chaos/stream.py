@@ -1,7 +1,7 @@
 """What the chaos suite puts on the stream: notes in several versions, deletions, repetitions, and records that fail.
 
-    feeder = Feeder(settings, seed=7)
-    feeder.send(100)            # or feeder.run_until(stop, pause=0.1)
+feeder = Feeder(settings, seed=7)
+feeder.send(100)            # or feeder.run_until(stop, pause=0.1)
 """
 
 from __future__ import annotations
@@ -61,8 +61,11 @@ class Feeder:
 
     def send(self, records: int) -> None:
         """Send so many records; their kinds and contents follow from the seed."""
-        for _ in range(records):
-            kind = self._random.choices(list(KINDS), weights=list(KINDS.values()))[0]
+        self.send_kinds(*self._random.choices(list(KINDS), weights=list(KINDS.values()), k=records))
+
+    def send_kinds(self, *kinds: str) -> None:
+        """Send one record of each of these kinds, in order."""
+        for kind in kinds:
             self._put(self._record(kind))
             self.sent += 1
             while self._late and self._late[0][0] <= self.sent:
@@ -106,7 +109,9 @@ class Feeder:
             self._versions[path] = number
         if content is None:
             lines = [f"{path} version {number}"]
-            lines += [f"line {line} of {self._random.randrange(1_000_000)}" for line in range(self._random.randrange(5))]
+            lines += [
+                f"line {line} of {self._random.randrange(1_000_000)}" for line in range(self._random.randrange(5))
+            ]
             content = "\n".join(lines).encode()
         return self._announce(path, content, late=late)
 

@@ -92,20 +92,53 @@ class World:
         self._running += processes
         return processes
 
-    def die_at(self, point: str, *, layout: Layout, passage: int = 1, alone: bool = False) -> None:
-        """Live until a fault point ends it; raises NeverReachedError when that does not happen."""
-        processes = self.start(
-            layout, CHAOS_POINT=point, CHAOS_PASSAGE=str(passage), CHAOS_ALONE="1" if alone else "0"
-        )
+    def die_at(
+        self,
+        point: str,
+        *,
+        layout: Layout,
+        passage: int = 1,
+        alone: bool = False,
+        attempts: int = 5,
+        **variables: str,
+    ) -> None:
+        """Live until a fault point ends it; a death inside a write that came too late is tried again.
+
+        Raises NeverReachedError when the point is not reached.
+        """
+        for attempt in range(attempts):
+            death = self._die_at(
+                point,
+                layout,
+                CHAOS_PASSAGE=str(passage),
+                CHAOS_ALONE="1" if alone else "0",
+                CHAOS_HURRY=str(attempt),
+                **variables,
+            )
+            if death == point:
+                self.reached.append(point)
+                return
+        raise NeverReachedError(f"{point} was over before the kill came, {attempts} times")
+
+    def _die_at(self, point: str, layout: Layout, **variables: str) -> str:
+        alone = variables["CHAOS_ALONE"] == "1"
+        processes = self.start(layout, CHAOS_POINT=point, **variables)
         before = len(self._deaths())
         deadline = time.monotonic() + LIFE_SECONDS
         while all(process.poll() is None for process in processes) and time.monotonic() < deadline:
             time.sleep(0.02)
         self.kill(processes, alone=alone)
         deaths = self._deaths()[before:]
-        if not deaths or not deaths[0].startswith(point):
+        if not deaths or deaths[0].removesuffix(points.TOO_LATE) != point:
             raise NeverReachedError(f"{point} was not reached in life {self.lives}: {deaths} {self.printed()}")
-        self.reached.append(deaths[0])
+        return deaths[0]
+
+    def die_after(self, seconds: float, *, layout: Layout, alone: bool = False) -> None:
+        """Live for some time, then die wherever that is."""
+        processes = self.start(layout)
+        time.sleep(seconds)
+        assert all(process.poll() is None for process in processes), self.printed()
+        self.kill(processes, alone=alone)
 
     def kill(self, processes: list[subprocess.Popen[bytes]], *, alone: bool = False) -> None:
         """End processes by SIGKILL, with all that they have started unless they die `alone`."""
@@ -209,7 +242,9 @@ def fresh_settings(account: dict[str, str]) -> Settings:
     reset = urllib.request.Request(f"{account['AWS_ENDPOINT_URL']}/moto-api/reset", method="POST")
     urllib.request.urlopen(reset, timeout=30).close()
     name = uuid.uuid4().hex[:12]
-    os.environ.update({**account, "PKM_BUCKET": f"bucket-{name}", "PKM_STREAM": f"stream-{name}", "PKM_ENRICH": "none"})
+    os.environ.update(
+        {**account, "PKM_BUCKET": f"bucket-{name}", "PKM_STREAM": f"stream-{name}", "PKM_ENRICH": "none"}
+    )
     load_settings.cache_clear()
     settings = load_settings()
     aws.s3_client(settings).create_bucket(Bucket=settings.bucket)
