@@ -6,7 +6,7 @@ PkmError
 ├── MissingError         a stream, bucket, table or note that should exist does not
 ├── ModelError           a model can't be found or loaded
 ├── QueryError           a search or SQL query can't be understood or run
-├── ResourceError        this machine or container gives a child process too little
+├── ResourceError        this machine or container has too little memory
 ├── CommitError          a table could not be committed although it was retried
 ├── SnapshotError        a recovery snapshot is missing, damaged, forged or does not fit
 ├── FailureRateError     too many of the last records failed
@@ -59,7 +59,7 @@ class QueryError(PkmError):
 
 
 class ResourceError(PkmError):
-    """A process of ours can't be kept running here."""
+    """There is too little memory for a process of ours, or for what it keeps in it."""
 
 
 class CommitError(PkmError):

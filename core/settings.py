@@ -108,6 +108,9 @@ class Settings(BaseSettings):
     failure_rate_window: Annotated[int, Field(ge=10, le=1_000_000)] = Field(
         1000, description="records that the failure rate is taken over"
     )
+    memory_dir_bytes: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="most that recovery state and fetched models may take in memory; default all of /dev/shm"
+    )
     allow_private_addresses: bool = Field(False, description="lets producers reach private hosts")
     log_format: Literal["console", "json"] = Field("console", description="how logs are written")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import importlib.util
 import re
-import shutil
 import tempfile
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,12 +15,12 @@ from obstore.exceptions import BaseError
 
 from core import aws
 from core.errors import ModelError, reason
+from core.memory import check_room, private_folder
 from core.settings import Settings, load_settings
 
 __all__ = ["Profile", "locate", "profile"]
 
 PACKAGE = "package:"
-MEMORY = Path("/dev/shm")  # noqa: S108 - memory is the point, and mkdtemp makes the folder private
 # What a model needs; weights that are pickles, and code, are never fetched.
 FETCHED_SUFFIXES = frozenset({".json", ".model", ".safetensors", ".txt"})
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
@@ -63,7 +61,8 @@ def locate(name: str) -> str:
     folder; an `s3://bucket/prefix`, whose files are read once per process into a private folder in memory that goes
     when the process ends; a hub name. Folder and prefix must hold safetensors weights.
 
-    Raises ModelError when the package, folder or prefix does not exist or holds no model.
+    Raises ModelError when the package, folder or prefix does not exist or holds no model, ResourceError when the
+    files do not fit into memory.
     """
     if name.startswith(PACKAGE):
         folder = _package_folder(name.removeprefix(PACKAGE))
@@ -101,20 +100,26 @@ def _with_weights(folder: Path, name: str) -> str:
 def _fetch(uri: str) -> str:
     address = urlsplit(uri)
     try:
-        folder = Path(tempfile.mkdtemp(prefix="pkm-model-", dir=MEMORY))
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        store = aws.object_store(load_settings(), bucket=address.netloc, prefix=address.path.strip("/") or None)
-        for batch in obstore.list(store):
-            for item in batch:
-                if Path(item["path"]).suffix in FETCHED_SUFFIXES:
-                    target = folder / item["path"]
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    with target.open("wb") as file:
-                        file.writelines(obstore.get(store, item["path"]))
+        settings = load_settings()
+        store = aws.object_store(settings, bucket=address.netloc, prefix=address.path.strip("/") or None)
+        sizes = {
+            item["path"]: item["size"]
+            for batch in obstore.list(store)
+            for item in batch
+            if Path(item["path"]).suffix in FETCHED_SUFFIXES
+        }
+        own = private_folder()
+        check_room(settings, settings.recovery_dir, own, needed_bytes=sum(sizes.values()), purpose=f'model "{uri}"')
+        folder = Path(tempfile.mkdtemp(prefix="model-", dir=own))
+        for path in sizes:
+            target = folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with target.open("wb") as file:
+                file.writelines(obstore.get(store, path))
     except BaseError as error:
         raise ModelError(f'model "{uri}" can\'t be read from S3: {reason(error)}') from error
     except OSError as error:
         raise ModelError(
-            f'model "{uri}" can\'t be kept in {MEMORY}: {error.strerror}; give it more memory'
+            f'model "{uri}" can\'t be kept in /dev/shm: {error.strerror}; give it more memory'
         ) from error
     return _with_weights(folder, uri)

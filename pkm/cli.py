@@ -15,6 +15,7 @@ import typer
 
 from core import stopping
 from core.errors import MissingError, PkmError, VerificationError
+from core.memory import keep_off_disks
 from pkm import cli_snapshots, screen
 from pkm.options import AsJson, configured_settings
 
@@ -40,6 +41,7 @@ _UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO})
 
 def main() -> None:
     """Run the command line; a PkmError becomes one line on standard error and exit code 1."""
+    keep_off_disks()
     try:
         app()
         code = 0

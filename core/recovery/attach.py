@@ -19,12 +19,13 @@ import structlog
 from bytewax.dataflow import Dataflow
 
 from core import stopping
-from core.errors import FencedError, PkmError, SnapshotError
+from core.errors import FencedError, PkmError, ResourceError, SnapshotError
+from core.memory import check_room, keep_off_disks, private_folder
 from core.recovery import directory as folder
 from core.recovery import ownership
 from core.recovery.fit import UNKNOWN, shape_of
 from core.recovery.manifest import Snapshot
-from core.recovery.process import CLOSE_SECONDS, FENCED, PUBLISHED, CopierProcess
+from core.recovery.process import CLOSE_SECONDS, FENCED, FULL, PUBLISHED, CopierProcess
 from core.recovery.store import SnapshotStore
 from core.settings import Settings
 
@@ -62,8 +63,8 @@ def restore(
     a live process 0 uses); for them it returns None. With `settings.force_start` the snapshot is left alone.
 
     Raises SnapshotError when the snapshot is missing, damaged, forged or of another stream, when it does not fit
-    `graph`, the flow that was built, or when a live process keeps using the directory; MissingError without a bucket;
-    UnreachableError without S3.
+    `graph`, the flow that was built, or when a live process keeps using the directory; ResourceError when it does not
+    fit into memory; MissingError without a bucket; UnreachableError without S3.
     """
     directory = directory.absolute()
     folder.make_private(directory)
@@ -79,6 +80,7 @@ def restore(
     manifest = store.claim(shape)
     snapshot = None if settings.force_start else manifest.newest
     content = store.content(snapshot) if snapshot else None
+    check_room(settings, directory, private_folder(), needed_bytes=len(content) if content else 0)
     if not lock.acquire(seconds=LOCK_SECONDS):
         lock.release()
         raise SnapshotError(
@@ -123,9 +125,9 @@ class RecoverySession:
         """Have the last copy published, and end the copier; safe to repeat. Takes what time is left to a process
         that was told to stop.
 
-        Raises FencedError when a newer execution has taken over, SnapshotError when the last copy could not be
-        published: nothing is lost then, the next start repeats what came after the newest snapshot. A process that
-        was told to stop only logs the latter.
+        Raises FencedError when a newer execution has taken over, ResourceError when the flow was stopped before
+        memory was full, SnapshotError when the last copy could not be published: nothing is lost then, the next start
+        repeats what came after the newest snapshot. A process that was told to stop only logs the latter.
         """
         stopping.ending()
         with self._closing:
@@ -149,6 +151,11 @@ class RecoverySession:
         if code == FENCED:
             raise FencedError(
                 f"execution {self.restored.execution} of flow {self._flow} was superseded by a newer one, and stopped"
+            )
+        if code == FULL:
+            raise ResourceError(
+                f"flow {self._flow} was stopped before its recovery state filled {self.directory}, see the log: "
+                f"nothing is lost, the next start goes on from the last snapshot when there is room for it"
             )
         if code != PUBLISHED and left is not None:
             _log.warning("the last recovery snapshot could not be published in time; the newest one is resumed")
@@ -205,6 +212,7 @@ def attach_to_bytewax_run(settings: Settings, *, flow: str, graph: Dataflow | No
     # the file of addresses.
     from bytewax.run import _parse_args
 
+    keep_off_disks()
     stopping.handle_signals(exit_at_end=True)
     options = _parse_args()  # type: ignore[no-untyped-call]
     if options.recovery_directory is None:

@@ -4,7 +4,7 @@ A process of its own, because bytewax links its own SQLite: two SQLite libraries
 other's locks. It ends with its parent: a line or the end of its standard input, or another parent process, makes it
 publish one last copy. It therefore ignores SIGINT and SIGTERM, which a terminal or a service manager sends to both.
 
-    python -m core.recovery.copier --directory DIR --flow FLOW --execution N --parent PID
+    python -m core.recovery.copier --directory DIR --own DIR --flow FLOW --execution N --parent PID
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from pathlib import Path
 
 import structlog
 
-from core.errors import FencedError, PkmError, SnapshotError
+from core.errors import FencedError, PkmError, ResourceError, SnapshotError
+from core.memory import check_room
 from core.recovery.directory import DATABASE
-from core.recovery.process import FENCED, LAST_COPY_SECONDS, PUBLISHED, UNPUBLISHED
+from core.recovery.process import FENCED, FULL, LAST_COPY_SECONDS, PUBLISHED, UNPUBLISHED
 from core.recovery.store import SnapshotStore
-from core.settings import load_settings
+from core.settings import Settings, load_settings
 from core.stopping import FENCE_SIGNAL
 from core.telemetry import configure_logging
 
@@ -119,12 +120,15 @@ def _into_memory(path: Path, mode: str) -> sqlite3.Connection:
 
 class _Copier:
     def __init__(
-        self, store: SnapshotStore, database: Path, *, execution: int, interval_seconds: float, parent: int
+        self, settings: Settings, store: SnapshotStore, database: Path, own: Path, *, execution: int, parent: int
     ) -> None:
+        self._settings = settings
         self._store = store
         self._database = database
+        self._own = own
         self._execution = execution
-        self._interval_seconds = interval_seconds
+        self._interval_seconds = float(settings.snapshot_seconds)
+        self._full = False
         self._parent = parent
         self._published_state: str | None = None
 
@@ -142,6 +146,7 @@ class _Copier:
             changed = current != settled and (quiet or now >= next_check)
             if now < next_copy or not (changed or now >= next_check):
                 continue
+            self._stop_before_memory_is_full()
             try:
                 if not (changed and self._publish_if_changed()):
                     self._store.check(self._execution)
@@ -196,7 +201,19 @@ class _Copier:
                     return UNPUBLISHED
                 time.sleep(delay)
             else:
-                return PUBLISHED
+                return FULL if self._full else PUBLISHED
+
+    def _stop_before_memory_is_full(self) -> None:
+        """Have the flow end while its last state still fits; the copy of that is made as always."""
+        if self._full:
+            return
+        try:
+            check_room(self._settings, self._database.parent, self._own)
+        except ResourceError as error:
+            self._full = True
+            _log.error("memory is nearly full; the flow is stopped", error=str(error))
+            if os.getppid() == self._parent:
+                os.kill(self._parent, signal.SIGTERM)
 
     def _stop_parent(self, error: FencedError) -> int:
         with contextlib.suppress(OSError):  # the terminal may be gone
@@ -234,6 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Copy the database of one flow until its process ends; see the module's text."""
     parser = argparse.ArgumentParser(prog="python -m core.recovery.copier")
     parser.add_argument("--directory", type=Path, required=True)
+    parser.add_argument("--own", type=Path, required=True)
     parser.add_argument("--flow", required=True)
     parser.add_argument("--execution", type=int, required=True)
     parser.add_argument("--parent", type=int, required=True)
@@ -243,10 +261,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = load_settings()
     configure_logging(settings)
     return _Copier(
+        settings,
         SnapshotStore(settings, flow=options.flow),
         options.directory / DATABASE,
+        options.own,
         execution=options.execution,
-        interval_seconds=settings.snapshot_seconds,
         parent=options.parent,
     ).run()
 

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import structlog
 
+from core.memory import private_folder
 from core.settings import Settings
 
-__all__ = ["CLOSE_SECONDS", "FENCED", "LAST_COPY_SECONDS", "PUBLISHED", "UNPUBLISHED", "CopierProcess"]
+__all__ = ["CLOSE_SECONDS", "FENCED", "FULL", "LAST_COPY_SECONDS", "PUBLISHED", "UNPUBLISHED", "CopierProcess"]
 
-PUBLISHED, UNPUBLISHED, FENCED = 0, 1, 3
-"""Exit codes: the last copy is on S3; it could not be put there; a newer execution has taken over."""
+PUBLISHED, UNPUBLISHED, FENCED, FULL = 0, 1, 3, 4
+"""Exit codes: the last copy is on S3; it could not be put there; a newer execution has taken over; memory is full."""
 
 LAST_COPY_SECONDS = 45.0
 # The copier gives up by itself first, with the reason.
@@ -33,9 +34,9 @@ class CopierProcess:
 
     def __init__(self, settings: Settings, *, flow: str, directory: Path, execution: int) -> None:
         self._command = [
-            # -P: the working directory may hold another package called core.
-            *(sys.executable, "-P", "-m", COPIER),
-            *("--directory", str(directory), "--flow", flow),
+            # -P: the working directory may hold another package called core. -B: no bytecode on a disk.
+            *(sys.executable, "-P", "-B", "-m", COPIER),
+            *("--directory", str(directory), "--own", str(private_folder()), "--flow", flow),
             *("--execution", str(execution), "--parent", str(os.getpid())),
         ]
         self._environment = _environment(settings)
@@ -93,6 +94,8 @@ def _environment(settings: Settings) -> dict[str, str]:
         "PKM_LOG_FORMAT": settings.log_format,
         "PKM_LOG_LEVEL": settings.log_level,
     }
+    if settings.memory_dir_bytes:
+        environment["PKM_MEMORY_DIR_BYTES"] = str(settings.memory_dir_bytes)
     if settings.snapshot_key:
         environment["PKM_SNAPSHOT_KEY"] = settings.snapshot_key.get_secret_value()
     root = Path(__file__).parents[2]

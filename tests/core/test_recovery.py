@@ -360,6 +360,26 @@ def test_a_flow_with_another_step_is_refused_until_that_is_accepted(runner: Runn
     assert max(runner.counts().values()) == 4
 
 
+def test_a_flow_is_stopped_before_memory_is_full_and_goes_on_when_there_is_room(runner: Runner) -> None:
+    limit = {"PKM_MEMORY_DIR_BYTES": str(16 * 1024**2)}
+    process = runner.start(last=ENDLESS, **limit)
+    _eventually(lambda: runner.manifest_length() >= 1, "no snapshot was published")
+    ballast = runner.directory / "ballast"
+    ballast.write_bytes(bytes(12 * 1024**2))
+    assert process.wait(30) == 1
+    errors = runner.errors.read_text()
+    assert "memory is nearly full; the flow is stopped" in errors
+    assert f"{runner.directory} and" in errors
+    assert "PKM_MEMORY_DIR_BYTES is 16.0 MiB" in errors
+    assert runner.result.with_suffix(".closed").exists()
+    # It does not even start again before there is room.
+    assert runner.start(last=ENDLESS, **limit).wait(30) == 1
+    ballast.unlink()
+    last = runner.numbers_read() + 50
+    assert runner.start(last=last, **limit).wait(60) == 0
+    assert runner.counts() == _exactly(last)
+
+
 def test_drawing_the_flow_attaches_nothing(runner: Runner) -> None:
     drawn = subprocess.run(
         [sys.executable, "-m", "bytewax.visualize", "counting:flow"],
