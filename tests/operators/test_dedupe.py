@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -112,6 +114,28 @@ def test_memory_holds_the_retention_and_no_more() -> None:
         bucket.on_batch([event(f"note-{hour}", "1", hours=hour)])
     assert len(bucket._notes) <= 24 * 9 / 8 + 1
     assert len(bucket.snapshot()[2]) == 25
+
+
+def test_a_note_takes_no_more_memory_than_documented() -> None:
+    # docs/recovery.md: about 460 bytes a note in memory, 60 in a snapshot, for 27 hours at most.
+    per_hour, hours = 40, 72
+    sizes, snapshots = [], []
+    tracemalloc.start()
+    try:
+        bucket = _Bucket(RETENTION, None)
+        for hour in range(hours):
+            for number in range(per_hour):
+                bucket.on_batch([event(f"note-{hour}-{number}", "1", hours=hour + number / per_hour)])
+            gc.collect()
+            sizes.append(tracemalloc.get_traced_memory()[0])
+            snapshots.append(len(pickle.dumps(bucket.snapshot())))
+    finally:
+        tracemalloc.stop()
+    remembered = per_hour * 27
+    assert max(sizes) < 500 * remembered
+    assert max(snapshots) < 75 * per_hour * 25
+    # Three days take no more than one and a half.
+    assert max(sizes[36:]) <= 1.1 * max(sizes[:36])
 
 
 @both
