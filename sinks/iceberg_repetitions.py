@@ -47,11 +47,9 @@ class Repetitions:
         self._versions = None
 
     def _lacking_records(self, changes: Sequence[Change]) -> list[Change]:
-        arrivals = {
-            change.position: change.row[ARRIVAL] for change in changes if change.position and change.row is not None
-        }
-        held = self._index.holding(arrivals)
-        return [change for change in changes if change.position in arrivals.keys() - held.keys()]
+        with_rows = [(row_position(change.row), change) for change in changes if change.row is not None]
+        held = self._index.holding({place: change.row[ARRIVAL] for place, change in with_rows if change.row})
+        return [change for place, change in with_rows if place not in held]
 
     def _lacking_versions(self, changes: Sequence[Change]) -> list[Change]:
         self._look_up({change.key for change in changes} - self._latest.keys())
