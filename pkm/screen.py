@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -126,13 +126,20 @@ def _enriched() -> int:
     )
 
 
+class _Count(ProgressColumn):
+    """So many documents, of so many where that is known."""
+
+    def render(self, task: Task) -> Text:
+        of_all = "" if task.total is None else f"/{task.total:.0f}"
+        return Text(f"{task.completed:.0f}{of_all} documents", style="green")
+
+
 def _bar(*, quiet: bool) -> Progress:
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("documents"),
+        _Count(),
         TimeElapsedColumn(),
         console=messages,
         disable=quiet or not messages.is_terminal,
