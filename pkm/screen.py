@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from core import telemetry
@@ -137,9 +137,9 @@ class _Count(ProgressColumn):
 def _bar(*, quiet: bool) -> Progress:
     return Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", table_column=Column(no_wrap=True)),
         BarColumn(),
-        _Count(),
+        _Count(table_column=Column(no_wrap=True)),
         TimeElapsedColumn(),
         console=messages,
         disable=quiet or not messages.is_terminal,
