@@ -119,7 +119,7 @@ def unique(
     when the note's latest event arrived after the one that failed: it is stored, but the note stays as it is.
 
     Ids are remembered for `retention` after they arrived, measured by the newest arrival in the same bucket, so
-    memory is bounded by the events of that time (a note with one version takes about 450 bytes, 60 in a snapshot) and
+    memory is bounded by the events of that time (a note with one version takes about 400 bytes, 55 in a snapshot) and
     a replay decides as the first run did.
 
     Order: versions of a note stay in order, since all of a note is in one of 4,096 buckets, the unit of

@@ -222,7 +222,7 @@ def show_snapshots(rows: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
     if as_json:
         _print_json(rows)
         return
-    shown = ("id", "name", "created_at", "execution", "epoch", "size_bytes", "signed")
+    shown = ("id", "name", "created_at", "execution", "epoch", "size_bytes")
     show_rows([{name: row[name] for name in shown} for row in rows], as_json=False)
 
 

@@ -117,7 +117,7 @@ def test_memory_holds_the_retention_and_no_more() -> None:
 
 
 def test_a_note_takes_no_more_memory_than_documented() -> None:
-    # docs/recovery.md: about 460 bytes a note in memory, 60 in a snapshot, for 27 hours at most.
+    # docs/recovery.md: about 400 bytes a note in memory, 55 in a snapshot, for 27 hours at most.
     per_hour, hours = 40, 72
     sizes, snapshots = [], []
     tracemalloc.start()
