@@ -51,7 +51,7 @@ clean: ## remove .venv and caches
 
 # The stamp is made last, so that a broken set-up is begun again.
 $(VENV)/.complete: requirements.lock pyproject.toml | $(BIN)/python
-	@echo "installing $$(grep -c '==' requirements.lock) packages into $(VENV) (a minute or two, about 2 GB)"
+	@echo "installing $$(grep -c '==' requirements.lock) packages into $(VENV) (a minute or two, about 2.5 GB)"
 	@$(PIP) install -qq --requirement requirements.lock
 	@$(PIP) install -qq --no-deps --no-build-isolation --editable .
 	@touch $@
