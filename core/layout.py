@@ -6,7 +6,10 @@ from urllib.parse import urlsplit
 
 from core.settings import Settings
 
-__all__ = ["own_prefixes"]
+__all__ = ["FIGURES", "own_prefixes"]
+
+FIGURES = "figures/"
+"""Of the source's shards, for `pkm status`."""
 
 _VECTORS, _METADATA, _SNAPSHOTS = "vectors/", "metadata/", "snapshots/"
 _LEDGERS = ("dead-letters/", "replays/")
@@ -20,4 +23,4 @@ def own_prefixes(settings: Settings) -> tuple[str, ...]:
     warehouse = urlsplit(settings.warehouse_uri)
     folder = warehouse.path.strip("/")
     tables = (f"{folder}/",) if warehouse.netloc == settings.bucket and folder else ()
-    return (*tables, _VECTORS, _METADATA, _SNAPSHOTS, *_LEDGERS)
+    return (*tables, _VECTORS, _METADATA, _SNAPSHOTS, *_LEDGERS, FIGURES)

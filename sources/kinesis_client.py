@@ -1,7 +1,7 @@
 """Calls to Kinesis in our own terms: values for answers, our errors for faults, no retries.
 
-Retrying is left to the caller, because a source must wait between calls, never within one: the worker that waits
-can't do anything else.
+Retrying is left to the caller, because a source decides itself when it calls: between two calls it has other things
+to do.
 """
 
 from __future__ import annotations
@@ -12,30 +12,36 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 from botocore.exceptions import ConnectionError as BotoConnectionError
 from botocore.parsers import ResponseParserError
+from botocore.session import get_session
+from botocore.utils import parse_timestamp
 
 from core import aws
 from core.errors import MissingError, PkmError, UnreachableError
 from core.records import Position, RawRecord
 from core.settings import Settings
-from sources.kinesis_shards import Shard, ShardState
+from sources.kinesis_shards import Shard
+from sources.kinesis_state import Incarnation, ShardState
 
 if TYPE_CHECKING:
     from mypy_boto3_kinesis import KinesisClient
     from mypy_boto3_kinesis.type_defs import GetShardIteratorInputTypeDef
 
 __all__ = [
+    "ATTEMPTS_AT_ONCE",
     "DataLossError",
     "Listing",
+    "Place",
     "Read",
     "ShardGoneError",
     "StreamReader",
+    "ThrottledError",
     "TransientError",
     "create_stream",
     "read_client",
@@ -45,20 +51,26 @@ CONNECT_SECONDS = 5
 READ_SECONDS = 15
 ACTIVE_SECONDS = 120.0
 POLL_SECONDS = 1.0
+ATTEMPTS_AT_ONCE = 8
+"""Calls that one client may make side by side."""
+THROTTLING_CODES = frozenset(
+    {
+        "KMSThrottlingException",
+        "LimitExceededException",
+        "ProvisionedThroughputExceededException",
+        "ThrottlingException",
+    }
+)
 TRANSIENT_CODES = frozenset(
     {
         "ExpiredNextTokenException",
         "InternalFailure",
         "InternalServerError",
-        "KMSThrottlingException",
-        "LimitExceededException",
-        "ProvisionedThroughputExceededException",
         "RequestTimeout",
         "RequestTimeoutException",
         # A stream that is being created or resharded.
         "ResourceInUseException",
         "ServiceUnavailable",
-        "ThrottlingException",
     }
 )
 # The server's Date header has whole seconds and is written after the data was looked up.
@@ -67,6 +79,10 @@ DATE_MARGIN = timedelta(seconds=1)
 
 class TransientError(UnreachableError):
     """A fault that a later call may not meet: throttling, a server error, a broken connection."""
+
+
+class ThrottledError(TransientError):
+    """Kinesis was asked too often."""
 
 
 class DataLossError(MissingError):
@@ -79,9 +95,11 @@ class ShardGoneError(DataLossError):
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The stream's shards by id: all that existed at `time`. `server_time` is the first answer's, if it told one."""
+    """The stream and its shards by id: all that existed at `time`. `server_time` is the server's, if it told one."""
 
     shards: Mapping[str, Shard]
+    incarnation: Incarnation
+    retention: timedelta
     time: datetime
     server_time: datetime | None
 
@@ -98,10 +116,32 @@ class Read:
     next_iterator: str | None
     caught_up: bool
     time: datetime
+    behind: timedelta = timedelta()
+    data_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an iterator begins: one kind of the API's, with the sequence number or time that belongs to it."""
+
+    kind: Literal["TRIM_HORIZON", "LATEST", "AT_TIMESTAMP", "AT_SEQUENCE_NUMBER", "AFTER_SEQUENCE_NUMBER"]
+    sequence_number: int | None = None
+    time: datetime | None = None
+
+    @classmethod
+    def of(cls, state: ShardState) -> Place:
+        """Return where reading goes on: at the last emitted record, so that it is seen whether it is still there."""
+        if state.sequence_number is not None:
+            return cls("AT_SEQUENCE_NUMBER", state.sequence_number)
+        if isinstance(state.start, Position):
+            return cls("AT_SEQUENCE_NUMBER", state.start.sequence_number)
+        if isinstance(state.start, datetime):
+            return cls("AT_TIMESTAMP", time=state.start)
+        return cls("TRIM_HORIZON")
 
 
 class StreamReader:
-    """Reads one stream, call by call.
+    """Reads one stream, call by call; safe to share between threads.
 
     Every method raises TransientError for a fault that may pass, MissingError when the stream does not exist, and
     UnreachableError when Kinesis refuses for good (no permission, no credentials).
@@ -115,10 +155,14 @@ class StreamReader:
         self._now = now
 
     def list_shards(self) -> Listing:
-        """List all shards of the stream that still hold records or get new ones."""
-        shards: dict[str, Shard] = {}
+        """Describe the stream and list all its shards that still hold records or get new ones."""
         asked_at = self._now()
-        first: datetime | None = None
+        with self._translated("DescribeStreamSummary"):
+            described = self._client.describe_stream_summary(StreamName=self._stream)
+            summary = described["StreamDescriptionSummary"]
+            incarnation = Incarnation(summary["StreamARN"], summary["StreamCreationTimestamp"].astimezone(UTC))
+            retention = timedelta(hours=summary["RetentionPeriodHours"])
+        shards: dict[str, Shard] = {}
         token: str | None = None
         while True:
             with self._translated("ListShards"):
@@ -127,38 +171,28 @@ class StreamReader:
                     if token
                     else self._client.list_shards(StreamName=self._stream)
                 )
-            # The first page's time: a shard created later may be missing.
-            first = first or _server_time(answer)
-            for shard in answer["Shards"]:
-                parents = (shard.get("ParentShardId"), shard.get("AdjacentParentShardId"))
-                shards[shard["ShardId"]] = Shard(
-                    shard["ShardId"],
-                    parents=tuple(parent for parent in parents if parent),
-                    closed="EndingSequenceNumber" in shard["SequenceNumberRange"],
-                )
+                shards.update((shard["ShardId"], _shard(shard)) for shard in answer["Shards"])
             token = answer.get("NextToken")
             if not token:
-                return Listing(shards, (first or asked_at) - DATE_MARGIN, first)
+                # The time before the first page: a shard created later may be missing.
+                server_time = _server_time(described)
+                time = (server_time or asked_at) - DATE_MARGIN
+                return Listing(shards, incarnation, retention, time, server_time)
 
-    def shard_iterator(self, shard_id: str, state: ShardState) -> str:
-        """Return an iterator after the last emitted record of a shard, or at its start.
+    def shard_iterator(self, shard_id: str, place: Place) -> str:
+        """Return an iterator.
 
-        Raises DataLossError when that place is not in the stream any more.
+        Raises DataLossError when the stream refuses the place, ShardGoneError when it has no such shard.
         """
         request: GetShardIteratorInputTypeDef = {
             "StreamName": self._stream,
             "ShardId": shard_id,
-            "ShardIteratorType": "TRIM_HORIZON",
+            "ShardIteratorType": place.kind,
         }
-        if state.sequence_number is not None:
-            request["ShardIteratorType"] = "AFTER_SEQUENCE_NUMBER"
-            request["StartingSequenceNumber"] = str(state.sequence_number)
-        elif isinstance(state.start, Position):
-            request["ShardIteratorType"] = "AT_SEQUENCE_NUMBER"
-            request["StartingSequenceNumber"] = str(state.start.sequence_number)
-        elif isinstance(state.start, datetime):
-            request["ShardIteratorType"] = "AT_TIMESTAMP"
-            request["Timestamp"] = state.start
+        if place.sequence_number is not None:
+            request["StartingSequenceNumber"] = str(place.sequence_number)
+        if place.time is not None:
+            request["Timestamp"] = place.time
         try:
             with self._translated("GetShardIterator", shard_id):
                 return self._client.get_shard_iterator(**request)["ShardIterator"]
@@ -178,22 +212,25 @@ class StreamReader:
         try:
             with self._translated("GetRecords", shard_id):
                 answer = self._client.get_records(ShardIterator=iterator, Limit=limit)
+                records = tuple(
+                    RawRecord(
+                        record["Data"],
+                        record["PartitionKey"],
+                        record["ApproximateArrivalTimestamp"].astimezone(UTC),
+                        Position(shard_id, int(record["SequenceNumber"])),
+                    )
+                    for record in answer["Records"]
+                )
         except DataLossError:
             return None
-        records = tuple(
-            RawRecord(
-                data=record["Data"],
-                partition_key=record["PartitionKey"],
-                arrival_time=record["ApproximateArrivalTimestamp"].astimezone(UTC),
-                position=Position(shard_id, int(record["SequenceNumber"])),
-            )
-            for record in answer["Records"]
-        )
+        behind = answer.get("MillisBehindLatest")
         return Read(
             records,
             next_iterator=answer.get("NextShardIterator") or None,
-            caught_up=not records and answer.get("MillisBehindLatest") == 0,
+            caught_up=not records and behind == 0,
             time=(_server_time(answer) or asked_at) - DATE_MARGIN,
+            behind=timedelta(milliseconds=behind or 0),
+            data_bytes=sum(len(record.data) for record in records),
         )
 
     @contextlib.contextmanager
@@ -207,16 +244,26 @@ class StreamReader:
             raise TransientError(f"Kinesis did not answer {call} on {where}: {_one_line(error)}") from error
         except BotoCoreError as error:
             raise UnreachableError(f"Kinesis can't be called ({call} on {where}): {_one_line(error)}") from error
+        except KeyError as error:
+            # botocore gives an empty answer when the body was cut short: without this, it would look like the end of
+            # a shard.
+            raise TransientError(
+                f"Kinesis' answer to {call} on {where} is incomplete ({error} is missing)"
+            ) from error
 
 
 def read_client(settings: Settings) -> KinesisClient:
-    """Return a client that does not retry by itself: botocore would sleep and hold up its worker meanwhile."""
+    """Return a client that does not retry by itself, so that the source knows of each call, and paces it."""
     config = Config(
         connect_timeout=CONNECT_SECONDS,
         read_timeout=READ_SECONDS,
         retries={"mode": "standard", "total_max_attempts": 1},
+        max_pool_connections=ATTEMPTS_AT_ONCE,
     )
-    client: KinesisClient = boto3.client(
+    session = get_session()
+    # botocore's own parser of times goes through the local time zone, and takes half of the time of a read.
+    session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_time)
+    client: KinesisClient = boto3.Session(botocore_session=session).client(
         "kinesis", region_name=aws.region(settings), endpoint_url=aws.endpoint("kinesis"), config=config
     )
     return client
@@ -257,6 +304,8 @@ def _translate(error: ClientError, call: str, where: str, stream: str) -> PkmErr
     code = error.response.get("Error", {}).get("Code", "")
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     message = error.response.get("Error", {}).get("Message", "")
+    if code in THROTTLING_CODES:
+        return ThrottledError(f"Kinesis throttled {call} on {where}: {code} {message}".rstrip())
     if code in TRANSIENT_CODES or status >= 500:
         return TransientError(f"Kinesis did not answer {call} on {where}: {code} {message}".rstrip())
     if code == "ResourceNotFoundException":
@@ -264,6 +313,21 @@ def _translate(error: ClientError, call: str, where: str, stream: str) -> PkmErr
     if code in ("ExpiredIteratorException", "InvalidArgumentException"):
         return DataLossError(f"{where} does not hold the position to read on from: {message}")
     return UnreachableError(f"Kinesis refused {call} on {where}: {code} {message}".rstrip())
+
+
+def _shard(described: Mapping[str, Any]) -> Shard:
+    parents = (described.get("ParentShardId"), described.get("AdjacentParentShardId"))
+    hash_keys = described["HashKeyRange"]
+    return Shard(
+        described["ShardId"],
+        parents=tuple(parent for parent in parents if parent),
+        closed="EndingSequenceNumber" in described["SequenceNumberRange"],
+        hash_range=(int(hash_keys["StartingHashKey"]), int(hash_keys["EndingHashKey"])),
+    )
+
+
+def _time(value: Any) -> datetime:
+    return datetime.fromtimestamp(value, UTC) if isinstance(value, int | float) else parse_timestamp(value)
 
 
 def _place(stream: str, shard_id: str | None, endpoint: str) -> str:

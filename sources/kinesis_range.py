@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from core.errors import SettingsError
 from core.records import Position, RawRecord
 from sources.kinesis_client import Listing, Read, StreamReader
-from sources.kinesis_shards import ShardStart
+from sources.kinesis_state import ShardStart
 
 if TYPE_CHECKING:
     from mypy_boto3_kinesis import KinesisClient

@@ -8,136 +8,47 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 
-from core.errors import SnapshotError
 from core.records import Position
+from sources.kinesis_state import Incarnation, PartitionState, ShardStart, ShardState
 
 __all__ = [
-    "PartitionState",
     "Shard",
-    "ShardStart",
-    "ShardState",
     "admit",
     "backoff_seconds",
+    "begun",
+    "foreign_children",
     "low_watermark",
     "partition_names",
     "partition_of",
     "pin_latest",
     "readable",
-    "refuse_other_start",
+    "unbounded",
+    "waits_in_vain",
 ]
 
-STATE_VERSION = 1
 FIRST_BACKOFF_SECONDS = 0.2
 LONGEST_BACKOFF_SECONDS = 10.0
 SERVER_RESOLUTION = timedelta(seconds=1)
 LONGEST_START = timedelta(minutes=1)
-
-ShardStart = Literal["trim-horizon"] | datetime | Position
-"""Where a shard of which nothing was emitted is read from; a position is included, and about its own shard only."""
 
 _NUMBER = re.compile(r"(\d+)$")
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A shard as the stream lists it; `closed` when it was split or merged and gets no more records."""
+    """A shard as the stream lists it; `closed` when it was split or merged and gets no more records.
+
+    `hash_range` has the first and the last hash key of its records.
+    """
 
     shard_id: str
     parents: tuple[str, ...] = ()
     closed: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class ShardState:
-    """How far a shard is read: after `sequence_number`, or from `start` when nothing of it was emitted yet."""
-
-    start: ShardStart
-    sequence_number: int | None = None
-    drained: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class PartitionState:
-    """What a source partition knows about its shards: everything that a restart needs.
-
-    `start` is where shards of the first listing begin ("latest" is pinned to the time of the first start, so that a
-    restart before the first record loses nothing); `listed` tells whether that listing was made.
-    """
-
-    stream: str
-    partitions: int
-    start: ShardStart
-    listed: bool = False
-    shards: Mapping[str, ShardState] = field(default_factory=dict)
-
-    def with_shard(self, shard_id: str, state: ShardState) -> PartitionState:
-        """Return the state with one shard's place replaced."""
-        return replace(self, shards={**self.shards, shard_id: state})
-
-    def to_snapshot(self) -> dict[str, Any]:
-        """Return plain values for Bytewax's recovery store; nothing in them changes afterwards."""
-        return {
-            "version": STATE_VERSION,
-            "stream": self.stream,
-            "partitions": self.partitions,
-            "start": _start_text(self.start),
-            "listed": self.listed,
-            "shards": tuple(
-                (shard_id, _start_text(shard.start), shard.sequence_number, shard.drained)
-                for shard_id, shard in sorted(self.shards.items())
-            ),
-        }
-
-    @classmethod
-    def from_snapshot(cls, snapshot: Mapping[str, Any], *, stream: str, partitions: int) -> PartitionState:
-        """Read what `to_snapshot` wrote.
-
-        Raises SnapshotError when it was made by another version, of another stream or for another number of
-        partitions: read on from it, records would be lost or doubled.
-        """
-        if snapshot.get("version") != STATE_VERSION:
-            raise SnapshotError(
-                f"the snapshot's source state has version {snapshot.get('version')}, this program reads "
-                f"{STATE_VERSION}: resume with the release that wrote it"
-            )
-        if snapshot["stream"] != stream:
-            raise SnapshotError(
-                f'the snapshot is of stream "{snapshot["stream"]}", not "{stream}": '
-                f"set PKM_STREAM={snapshot['stream']} or start without the snapshot"
-            )
-        if snapshot["partitions"] != partitions:
-            raise SnapshotError(
-                f"the snapshot was made with {snapshot['partitions']} source partitions, not {partitions}: "
-                f"set PKM_SOURCE_PARTITIONS={snapshot['partitions']}"
-            )
-        return cls(
-            stream=stream,
-            partitions=partitions,
-            start=_read_start(snapshot["start"]),
-            listed=snapshot["listed"],
-            shards={
-                shard_id: ShardState(_read_start(start), sequence_number, drained)
-                for shard_id, start, sequence_number, drained in snapshot["shards"]
-            },
-        )
-
-
-def refuse_other_start(state: PartitionState, start: ShardStart | Literal["latest"], *, shown: str) -> None:
-    """Raise SnapshotError when the setting names another start (`shown`) than the one that the snapshot began at.
-
-    The default asks for nothing, and "latest" was pinned to a time when the flow first started.
-    """
-    pinned = start == "latest" and isinstance(state.start, datetime)
-    if start not in ("trim-horizon", state.start) and not pinned:
-        raise SnapshotError(
-            f"PKM_START={shown}, but the flow has a snapshot, which began at {_start_text(state.start)}: unset "
-            "PKM_START to go on from the snapshot, or set PKM_FORCE_START=1 to leave it and start there"
-        )
+    hash_range: tuple[int, int] = (0, 2**128 - 1)
 
 
 def partition_names(partitions: int) -> list[str]:
@@ -164,41 +75,108 @@ def pin_latest(local: datetime, server: datetime | None) -> datetime:
     return server
 
 
-def admit(state: PartitionState, listing: Mapping[str, Shard], partition: int) -> PartitionState:
+def admit(
+    state: PartitionState,
+    listing: Mapping[str, Shard],
+    partition: int,
+    *,
+    incarnation: Incarnation,
+    unseen_at: datetime | None = None,
+    horizon: datetime | None = None,
+) -> PartitionState:
     """Return the state after a listing of the stream's shards.
 
-    Shards of the first listing begin at the flow's start; later ones are children of shards that were read, so they
-    begin at their own beginning. A drained shard that the stream no longer lists is forgotten; one that is not
-    drained stays, so that reading it reports the loss.
+    Shards of the first listing begin at the flow's start. Later ones are children of shards that were read, so they
+    begin at their own beginning, and hold nothing older than `unseen_at`, the time of a listing without them. A
+    drained shard that the stream does not list is forgotten when what it held is older than `horizon`, the
+    stream's retention: earlier it may only be missing from this listing, and would be read again with the next. One
+    that is not drained stays, so that reading it reports the loss.
     """
-    shards = {shard_id: shard for shard_id, shard in state.shards.items() if shard_id in listing or not shard.drained}
-    start: ShardStart = "trim-horizon" if state.listed else state.start
+    shards = {
+        shard_id: shard
+        for shard_id, shard in state.shards.items()
+        if shard_id in listing or not (shard.drained and _older(shard.reached, horizon))
+    }
     for shard_id in sorted(listing):
         if partition_of(shard_id, state.partitions) == partition and shard_id not in shards:
-            elsewhere = isinstance(start, Position) and start.shard_id != shard_id
-            shards[shard_id] = ShardState("trim-horizon" if elsewhere else start)
-    return replace(state, listed=True, shards=shards)
+            shards[shard_id] = (
+                ShardState("trim-horizon", reached=unseen_at)
+                if state.listed
+                else _first(state.start, listing[shard_id])
+            )
+    return replace(state, incarnation=state.incarnation or incarnation, shards=shards)
 
 
-def readable(state: PartitionState, listing: Mapping[str, Shard]) -> tuple[str, ...]:
-    """Return the shards that may be read now: not drained, and no parent that this partition still has to drain.
+def readable(
+    state: PartitionState, listing: Mapping[str, Shard], released: Collection[str] = frozenset()
+) -> tuple[str, ...]:
+    """Return the shards that may be read now: not drained, and all their parents are.
 
-    So versions of a note stay in order across a split or merge within the partition. A parent that is read by
-    another partition does not hold its child back: then order across the two is not guaranteed, only that nothing
-    is lost.
+    `released` names the shards of other partitions of which it is known that all their records went through the
+    flow in earlier epochs. A parent that the stream does not list has nothing left to wait for. So versions of a note
+    stay in order across splits and merges, whichever partitions the shards belong to.
     """
     return tuple(
         shard_id
         for shard_id, shard in sorted(state.shards.items())
-        if not shard.drained and not any(_pending(state, parent) for parent in _parents(listing, shard_id))
+        if not shard.drained and not any(_pending(state, listing, released, shard_id))
     )
+
+
+def begun(state: PartitionState, listing: Mapping[str, Shard], shard_id: str) -> ShardState:
+    """Return a shard's state as reading it begins: what it holds is newer than what its parents held."""
+    shard = state.shards[shard_id]
+    parents = listing[shard_id].parents if shard_id in listing else ()
+    times = [state.shards[parent].reached for parent in parents if parent in state.shards]
+    known = [time for time in times if time is not None]
+    return replace(shard, reached=max(known)) if known and shard.reached is None else shard
+
+
+def foreign_children(state: PartitionState, listing: Mapping[str, Shard], partition: int) -> set[tuple[str, int]]:
+    """Return the drained shards whose children belong to other partitions, each with the partition to be told."""
+    return {
+        (parent, owner)
+        for shard_id, shard in listing.items()
+        if (owner := partition_of(shard_id, state.partitions)) != partition
+        for parent in shard.parents
+        if parent in state.shards and state.shards[parent].drained
+    }
+
+
+def waits_in_vain(
+    state: PartitionState, listing: Mapping[str, Shard], released: Collection[str], ended: Collection[int]
+) -> set[str]:
+    """Return the shards that can't become readable in this run: those behind a shard of a partition that has ended.
+
+    Only a flow that stops by itself has partitions that end; what they leave is for the next run.
+    """
+    vain: set[str] = set()
+    for shard_id in sorted(state.shards):  # a child's number is higher than its parents'
+        if any(
+            parent in vain or (parent not in state.shards and partition_of(parent, state.partitions) in ended)
+            for parent in _pending(state, listing, released, shard_id)
+        ):
+            vain.add(shard_id)
+    return vain
+
+
+def unbounded(
+    state: PartitionState, listing: Mapping[str, Shard], released: Collection[str]
+) -> Iterator[datetime | None]:
+    """Give for each shard that waits for other partitions alone the time that its records can't be older than.
+
+    A shard that waits for one of this partition needs none: what it holds arrived after what that one holds.
+    """
+    for shard_id, shard in state.shards.items():
+        pending = [] if shard.drained else list(_pending(state, listing, released, shard_id))
+        if pending and not any(parent in state.shards for parent in pending):
+            yield shard.reached
 
 
 def low_watermark(reached: Iterable[datetime | None], listed_at: datetime | None) -> datetime | None:
     """Return the time up to which a partition has emitted everything, or None while it can't tell.
 
-    `reached` has for each readable shard the time up to which it was read (None before its first read). Shards that
-    wait for a parent need no entry: what they hold arrived after what their parent holds. A shard that was not
+    `reached` has for each shard the time up to which it was read (None before that is known). A shard that was not
     listed yet can only hold records that arrived after the last listing, so the promise ends there too.
     """
     if listed_at is None:
@@ -220,23 +198,24 @@ def backoff_seconds(faults: int, uniform: float) -> float:
     return float(min(LONGEST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2.0 ** min(faults - 1, 32)) * uniform)
 
 
-def _parents(listing: Mapping[str, Shard], shard_id: str) -> tuple[str, ...]:
-    return listing[shard_id].parents if shard_id in listing else ()
+def _pending(
+    state: PartitionState, listing: Mapping[str, Shard], released: Collection[str], shard_id: str
+) -> Iterator[str]:
+    """Give the parents that a shard still has to wait for."""
+    for parent in listing[shard_id].parents if shard_id in listing else ():
+        if parent in state.shards:
+            if not state.shards[parent].drained:
+                yield parent
+        elif parent in listing and parent not in released:
+            yield parent
 
 
-def _pending(state: PartitionState, shard_id: str) -> bool:
-    shard = state.shards.get(shard_id)
-    return shard is not None and not shard.drained
+def _first(start: ShardStart, shard: Shard) -> ShardState:
+    if isinstance(start, Position) and start.shard_id != shard.shard_id:
+        return ShardState("trim-horizon")
+    # A shard with parents was made later than the start, or it would not be known how much later.
+    return ShardState(start, reached=start if isinstance(start, datetime) and not shard.parents else None)
 
 
-def _start_text(start: ShardStart) -> str:
-    if isinstance(start, Position):
-        return f"sequence:{start.shard_id}:{start.sequence_number}"
-    return start if isinstance(start, str) else start.isoformat()
-
-
-def _read_start(text: str) -> ShardStart:
-    if text.startswith("sequence:"):
-        shard_id, _, number = text.removeprefix("sequence:").rpartition(":")
-        return Position(shard_id, int(number))
-    return "trim-horizon" if text == "trim-horizon" else datetime.fromisoformat(text).astimezone(UTC)
+def _older(time: datetime | None, horizon: datetime | None) -> bool:
+    return time is not None and horizon is not None and time < horizon

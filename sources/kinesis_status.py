@@ -7,10 +7,19 @@ from datetime import UTC, datetime
 
 from core.markers import Marker
 from core.settings import Settings
-from sources.kinesis_client import StreamReader, read_client
-from sources.kinesis_shards import ShardState
+from sources.kinesis_client import Place, StreamReader, read_client
 
-__all__ = ["StreamLag", "check_stream", "lag"]
+__all__ = ["ShardLag", "StreamLag", "check_stream", "lag"]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardLag:
+    """How far the tables are in one shard: the position that they have, and the age of the oldest they lack."""
+
+    shard_id: str
+    sequence_number: str | None
+    subsequence_number: int
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +28,8 @@ class StreamLag:
 
     open_shards: int
     seconds: float
+    shards: tuple[ShardLag, ...]
+    """The open shards."""
 
 
 def check_stream(settings: Settings) -> None:
@@ -32,15 +43,15 @@ def lag(settings: Settings, committed: Marker) -> StreamLag:
     Duplicates that were dropped move no table's position: a stream that ends in some shows their age.
     """
     reader = StreamReader(read_client(settings), settings.stream)
-    shards = [shard for shard in reader.list_shards().shards.values() if not shard.closed]
     now = datetime.now(UTC)
-    oldest = now
-    for shard in shards:
-        sequence_number, _ = committed.positions.get(shard.shard_id, (None, 0))
-        iterator = reader.shard_iterator(
-            shard.shard_id, ShardState(start="trim-horizon", sequence_number=sequence_number)
-        )
-        read = reader.read(shard.shard_id, iterator, limit=1)
-        if read and read.records:
-            oldest = min(oldest, read.records[0].arrival_time)
-    return StreamLag(len(shards), max(0.0, (now - oldest).total_seconds()))
+    shards = []
+    for shard_id, shard in sorted(reader.list_shards().shards.items()):
+        if shard.closed:
+            continue
+        sequence, subsequence = committed.positions.get(shard_id, (None, 0))
+        place = Place("TRIM_HORIZON") if sequence is None else Place("AFTER_SEQUENCE_NUMBER", sequence)
+        read = reader.read(shard_id, reader.shard_iterator(shard_id, place), limit=1)
+        oldest = read.records[0].arrival_time if read and read.records else now
+        seconds = max(0.0, (now - oldest).total_seconds())
+        shards.append(ShardLag(shard_id, None if sequence is None else str(sequence), subsequence, seconds))
+    return StreamLag(len(shards), max((shard.seconds for shard in shards), default=0.0), tuple(shards))

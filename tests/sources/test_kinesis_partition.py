@@ -1,151 +1,41 @@
-"""One source partition against a stream in memory that has the rules of the real service, and its faults on demand.
-
-moto never ends a closed shard, doubles records when shards are merged, and neither throttles nor expires iterators
-nor trims; this stand-in does what the Kinesis Data Streams API reference says for the four calls that we make.
-"""
+"""One source partition against a stream in memory that has the real service's rules, and its faults on demand."""
 
 from __future__ import annotations
 
-import email.utils
-import itertools
 import pickle
-from collections import deque
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from types import SimpleNamespace
+from datetime import timedelta
 from typing import Any
 
 import pytest
-from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, ReadTimeoutError
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from botocore.exceptions import EndpointConnectionError, NoCredentialsError, ReadTimeoutError
 
+from aggregates import aggregate_of
 from core.errors import MissingError, UnreachableError
 from core.records import RawRecord, Watermark
-from sources.kinesis_client import StreamReader
+from memory_stream import NOON, InlineCalls, MemoryStream, refusal, shard_name
+from sources.kinesis_calls import Call, Calls
+from sources.kinesis_client import Place, StreamReader
+from sources.kinesis_loss import DATA_LOSSES, LOST_SECONDS
+from sources.kinesis_notices import Board, Notice
 from sources.kinesis_partition import KinesisPartition
-from sources.kinesis_shards import PartitionState, ShardStart, ShardState
+from sources.kinesis_state import PartitionState, ShardStart
 
-NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
-
-
-def refusal(code: str, status: int = 400, message: str = "") -> ClientError:
-    return ClientError(
-        {"Error": {"Code": code, "Message": message}, "ResponseMetadata": {"HTTPStatusCode": status}},  # type: ignore[typeddict-item]
-        "Call",
-    )
+SHARD = shard_name(0)
 
 
-@dataclass
-class StoredShard:
-    parents: tuple[str, ...] = ()
-    closed: bool = False
-    records: list[tuple[int, datetime, bytes]] = field(default_factory=list)
+class HangingCalls(InlineCalls):
+    """Never finishes the calls for one shard."""
 
+    def __init__(self, stream: MemoryStream, *, hang: str) -> None:
+        self._stream = stream
+        self._hang = hang
 
-class MemoryStream:
-    """A stream with a clock of its own; `faults` are raised by the next calls, `empty_reads` answered by them."""
-
-    def __init__(self, shards: int = 1) -> None:
-        self.time = NOON
-        self.shards: dict[str, StoredShard] = {}
-        self.sequence = itertools.count(49_546_986_683_135_544_286_507_457_936_321_625_675_700_192_471_156_785_154)
-        self.iterators: dict[str, tuple[str, int]] = {}
-        self.faults: deque[Exception] = deque()
-        self.empty_reads = 0
-        self.exists = True
-        self.calls: list[tuple[str, datetime]] = []
-        self.meta = SimpleNamespace(endpoint_url="https://kinesis.test")
-        for _ in range(shards):
-            self.add_shard()
-
-    def add_shard(self, *parents: str) -> str:
-        name = f"shardId-{len(self.shards):012d}"
-        self.shards[name] = StoredShard(parents)
-        for parent in parents:
-            self.shards[parent].closed = True
-        return name
-
-    def put(self, shard_id: str, data: str) -> None:
-        assert not self.shards[shard_id].closed
-        self.shards[shard_id].records.append((next(self.sequence), self.time, data.encode()))
-
-    def list_shards(self, **asked: str) -> dict[str, Any]:
-        assert len(asked) == 1, "the real service refuses stream and token together"
-        self._called("ListShards")
-        names = list(self.shards)
-        at = int(asked.get("NextToken", 0))
-        answer: dict[str, Any] = {"Shards": [self._describe(name) for name in names[at : at + 2]], **self._date()}
-        if at + 2 < len(names):
-            answer["NextToken"] = str(at + 2)
-        return answer
-
-    def get_shard_iterator(self, **asked: Any) -> dict[str, str]:
-        self._called("GetShardIterator")
-        shard_id, kind = asked["ShardId"], asked["ShardIteratorType"]
-        if shard_id not in self.shards:
-            raise refusal("ResourceNotFoundException", message=f"Shard {shard_id} does not exist")
-        after = 0
-        if kind == "AFTER_SEQUENCE_NUMBER":
-            after = int(asked["StartingSequenceNumber"])
-        elif kind == "AT_TIMESTAMP":
-            # botocore sends whole seconds.
-            whole = asked["Timestamp"].replace(microsecond=0)
-            after = max((number for number, time, _ in self.shards[shard_id].records if time < whole), default=0)
-        return {"ShardIterator": self._iterator(shard_id, after)}
-
-    def get_records(self, **asked: Any) -> dict[str, Any]:
-        self._called("GetRecords")
-        if asked["ShardIterator"] not in self.iterators:
-            raise refusal("ExpiredIteratorException")
-        shard_id, after = self.iterators[asked["ShardIterator"]]
-        shard = self.shards[shard_id]
-        left = [record for record in shard.records if record[0] > after]
-        if self.empty_reads and left:
-            self.empty_reads -= 1
-            taken = []
-        else:
-            taken = left[: asked["Limit"]]
-        rest = left[len(taken) :]
-        answer: dict[str, Any] = {
-            "Records": [
-                {
-                    "SequenceNumber": str(sequence),
-                    "ApproximateArrivalTimestamp": time,
-                    "Data": data,
-                    "PartitionKey": "key",
-                }
-                for sequence, time, data in taken
-            ],
-            "MillisBehindLatest": max(1, int((self.time - rest[0][1]).total_seconds() * 1000)) if rest else 0,
-            **self._date(),
-        }
-        if rest or not shard.closed:
-            answer["NextShardIterator"] = self._iterator(shard_id, taken[-1][0] if taken else after)
-        return answer
-
-    def _called(self, name: str) -> None:
-        self.calls.append((name, self.time))
-        if not self.exists:
-            raise refusal("ResourceNotFoundException")
-        if self.faults:
-            raise self.faults.popleft()
-
-    def _describe(self, name: str) -> dict[str, Any]:
-        shard = self.shards[name]
-        described: dict[str, Any] = {"ShardId": name, "SequenceNumberRange": {"StartingSequenceNumber": "0"}}
-        if shard.closed:
-            described["SequenceNumberRange"]["EndingSequenceNumber"] = "1"
-        described |= dict(zip(("ParentShardId", "AdjacentParentShardId"), shard.parents, strict=False))
-        return described
-
-    def _iterator(self, shard_id: str, after: int) -> str:
-        name = f"iterator-{len(self.iterators)}"
-        self.iterators[name] = (shard_id, after)
-        return name
-
-    def _date(self) -> dict[str, Any]:
-        return {"ResponseMetadata": {"HTTPHeaders": {"date": email.utils.format_datetime(self.time, usegmt=True)}}}
+    def submit(self, work: Any) -> Any:
+        call = Call(work)
+        if work.__closure__ and any(cell.cell_contents == self._hang for cell in work.__closure__):
+            return call
+        call.run()
+        return call
 
 
 class Runner:
@@ -163,8 +53,12 @@ class Runner:
         on_data_loss: str = "fail",
         partition: int = 0,
         partitions: int = 1,
+        board: Board | None = None,
+        calls: Calls | None = None,
     ) -> None:
         self.stream = stream
+        self.board = board or Board()
+        self.board.begin(partition)
         state = (
             PartitionState.from_snapshot(snapshot, stream="notes", partitions=partitions)
             if snapshot
@@ -177,7 +71,11 @@ class Runner:
             pin=pin,
             batch_records=batch_records,
             until_caught_up=until_caught_up,
-            on_data_loss=on_data_loss,
+            on_data_loss=on_data_loss,  # type: ignore[arg-type]
+            patience=timedelta(seconds=30),
+            epoch=timedelta(seconds=1),
+            calls=calls or InlineCalls(),
+            board=self.board,
             now=lambda: stream.time,
             monotonic=lambda: (stream.time - NOON).total_seconds(),
             uniform=lambda: 0.5,
@@ -190,7 +88,7 @@ class Runner:
     def data(self) -> list[str]:
         return [record.data.decode() for record in self.records]
 
-    def step(self) -> list[RawRecord | Watermark]:
+    def step(self) -> list[RawRecord | Watermark | Notice]:
         awake = self.part.next_awake()
         # A call takes time, also when nothing is due.
         self.stream.time = max(awake or self.stream.time, self.stream.time) + timedelta(milliseconds=1)
@@ -201,6 +99,9 @@ class Runner:
             return []
         self.records += [item for item in batch if isinstance(item, RawRecord)]
         self.watermarks += [item for item in batch if isinstance(item, Watermark)]
+        for notice in batch:
+            if isinstance(notice, Notice):
+                self.board.post(notice)
         return batch
 
     def run(self, seconds: float) -> None:
@@ -254,7 +155,7 @@ def test_a_partition_without_shards_ends_at_once_when_it_only_catches_up() -> No
     runner = Runner(MemoryStream(1), until_caught_up=True, partition=1, partitions=2)
     runner.finish()
     assert runner.data == []
-    assert [name for name, _ in runner.stream.calls] == ["ListShards"]
+    assert [name for name, _ in runner.stream.calls] == ["DescribeStreamSummary", "ListShards"]
     assert runner.stream.time - NOON < timedelta(seconds=0.1)
 
 
@@ -296,7 +197,7 @@ def test_catching_up_looks_for_the_children_of_a_shard_that_has_ended_meanwhile(
 def test_a_caught_up_read_speaks_of_a_second_before_the_servers_answer() -> None:
     stream = MemoryStream()
     reader = StreamReader(stream, "notes", now=lambda: NOON + timedelta(days=1))  # type: ignore[arg-type]
-    iterator = reader.shard_iterator("shardId-000000000000", ShardState("trim-horizon"))
+    iterator = reader.shard_iterator("shardId-000000000000", Place("TRIM_HORIZON"))
     stream.time += timedelta(milliseconds=900)
     read = reader.read("shardId-000000000000", iterator, limit=1)
     assert read is not None
@@ -364,7 +265,7 @@ def test_a_fault_that_does_not_pass_names_stream_shard_and_endpoint() -> None:
 def test_an_endpoint_that_never_answered_is_given_up_soon() -> None:
     stream = MemoryStream()
     stream.faults.extend(EndpointConnectionError(endpoint_url="https://kinesis.test") for _ in range(99))
-    with pytest.raises(UnreachableError, match="did not answer ListShards"):
+    with pytest.raises(UnreachableError, match="did not answer DescribeStreamSummary"):
         Runner(stream).run(600)
     assert stream.time - NOON < timedelta(seconds=5)
 
@@ -374,7 +275,7 @@ def test_a_refusal_is_told_without_trying_again(fault: Exception) -> None:
     stream = MemoryStream()
     stream.faults.append(fault)
     with pytest.raises(UnreachableError):
-        Runner(stream).step()
+        Runner(stream).run(1)
     assert len(stream.calls) == 1
 
 
@@ -394,7 +295,7 @@ def test_a_missing_stream_is_told_with_what_to_do() -> None:
     stream = MemoryStream()
     stream.exists = False
     with pytest.raises(MissingError, match=r'stream "notes" does not exist: run `pkm init` or set PKM_STREAM'):
-        Runner(stream).step()
+        Runner(stream).run(1)
 
 
 def reading_snapshot(stream: MemoryStream) -> Any:
@@ -424,20 +325,285 @@ def test_a_removed_shard_is_passed_over_with_a_warning_when_asked(capsys: pytest
     assert "shardId-000000000000" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("on_data_loss", ["fail", "warn"])
-def test_a_position_that_the_stream_refuses_is_data_loss(on_data_loss: str) -> None:
+def losses(kind: str) -> tuple[float, float]:
+    return DATA_LOSSES.labels(kind)._value.get(), LOST_SECONDS.labels(kind)._value.get()
+
+
+def test_a_refused_position_within_the_retention_loses_nothing() -> None:
+    # Of a quiet shard the last record may be gone, when nothing has come for as long as records are kept.
     stream = MemoryStream()
     snapshot = reading_snapshot(stream)
-    stream.put("shardId-000000000000", "next")
-    runner = Runner(stream, snapshot=snapshot, on_data_loss=on_data_loss, until_caught_up=True)
+    stream.put(SHARD, "next")
+    runner = Runner(stream, snapshot=snapshot, until_caught_up=True)
     runner.step()
     stream.faults.append(refusal("InvalidArgumentException", message="did not come from this stream"))
+    runner.finish()
+    assert runner.data == ["next"]
+
+
+def test_a_start_that_the_stream_refuses_is_told() -> None:
+    stream = MemoryStream()
+    runner = Runner(stream)
+    runner.step()
+    stream.faults.append(refusal("InvalidArgumentException", message="not understood"))
+    with pytest.raises(MissingError, match="not understood"):
+        runner.run(1)
+
+
+@pytest.mark.parametrize("on_data_loss", ["fail", "warn"])
+def test_a_stop_for_longer_than_the_stream_keeps_records_is_noticed(on_data_loss: str) -> None:
+    stream = MemoryStream()
+    snapshot = reading_snapshot(stream)
+    stream.put(SHARD, "trimmed before it was read")
+    stream.time += timedelta(hours=30)
+    stream.put(SHARD, "kept")
+    stream.trim()
+    runner = Runner(stream, snapshot=snapshot, on_data_loss=on_data_loss, until_caught_up=True)
     if on_data_loss == "fail":
-        with pytest.raises(MissingError, match="did not come from this stream"):
+        with pytest.raises(MissingError, match=r"was read up to .* keeps only .*PKM_ON_DATA_LOSS=warn"):
             runner.finish()
-    else:
-        runner.finish()
-        assert runner.data == ["read", "next"], "goes on at the trim horizon"
+        return
+    count, seconds = losses("trimmed")
+    runner.finish()
+    assert runner.data == ["kept"]
+    assert losses("trimmed")[0] == count + 1
+    assert losses("trimmed")[1] - seconds == pytest.approx(6 * 3600, abs=10)
+    assert Runner(stream, snapshot=runner.epoch(), until_caught_up=True).finish() is None, "it is told once"
+
+
+def test_a_stop_for_longer_is_no_loss_while_the_last_record_is_still_there() -> None:
+    # Kinesis trims late: what matters is what is gone, not the time that has passed.
+    stream = MemoryStream()
+    snapshot = reading_snapshot(stream)
+    stream.put(SHARD, "next")
+    stream.time += timedelta(hours=30)
+    runner = Runner(stream, snapshot=snapshot, until_caught_up=True)
+    runner.finish()
+    assert runner.data == ["next"]
+
+
+def test_a_quiet_shard_that_was_watched_until_now_has_lost_nothing() -> None:
+    stream = MemoryStream()
+    stream.put(SHARD, "read")
+    runner = Runner(stream)
+    runner.run(1)
+    stream.time += timedelta(hours=23)
+    runner.run(5)
+    stream.time += timedelta(hours=23)
+    stream.trim()
+    runner = Runner(stream, snapshot=runner.epoch(), until_caught_up=True)
+    runner.finish()
+    assert runner.data == []
+
+
+def test_records_that_are_trimmed_while_the_flow_falls_behind_are_noticed() -> None:
+    stream = MemoryStream()
+    for number in range(3_000):
+        stream.put(SHARD, f"{number}")
+        stream.time += timedelta(minutes=1)
+    runner = Runner(stream, batch_records=1_000)
+    while not runner.data:
+        runner.step()
+    # Steps behind are so slow that nothing is read for a day.
+    stream.time += timedelta(hours=40)
+    stream.trim()
+    with pytest.raises(MissingError, match="keeps only what came after"):
+        runner.run(1e6)
+
+
+def test_a_flow_that_reads_the_oldest_records_is_not_taken_for_one_that_lost_some() -> None:
+    stream = MemoryStream()
+    for number in range(3_000):
+        stream.put(SHARD, f"{number}")
+        stream.time += timedelta(minutes=1)
+    runner = Runner(stream, batch_records=1_000, until_caught_up=True)
+    runner.finish()
+    assert runner.data == [f"{number}" for number in range(3_000)], "none doubled by looking twice"
+
+
+@pytest.mark.parametrize("on_data_loss", ["fail", "warn"])
+def test_a_stream_that_was_made_anew_is_noticed(on_data_loss: str) -> None:
+    stream = MemoryStream()
+    snapshot = reading_snapshot(stream)
+    stream.time += timedelta(minutes=1)
+    stream.make_anew()
+    stream.put(SHARD, "of the new stream")
+    runner = Runner(stream, snapshot=snapshot, on_data_loss=on_data_loss, until_caught_up=True)
+    if on_data_loss == "fail":
+        with pytest.raises(MissingError, match=r"deleted and made anew.*PKM_ON_DATA_LOSS=warn"):
+            runner.finish()
+        return
+    count, _ = losses("recreated")
+    runner.finish()
+    assert runner.data == ["of the new stream"]
+    assert losses("recreated")[0] == count + 1
+
+
+def test_a_stream_that_is_made_anew_while_it_is_read_is_noticed() -> None:
+    stream = MemoryStream()
+    runner = Runner(stream)
+    runner.run(2)
+    stream.make_anew()
+    stream.put(SHARD, "of the new stream")
+    with pytest.raises(MissingError, match="deleted and made anew"):
+        runner.run(60)
+
+
+def test_a_start_that_was_pinned_too_long_ago_is_noticed() -> None:
+    stream = MemoryStream()
+    runner = Runner(stream, start=stream.time, pin=True)
+    runner.run(1)
+    snapshot = runner.epoch()
+    stream.time += timedelta(hours=30)
+    with pytest.raises(MissingError, match="is wanted from"):
+        Runner(stream, snapshot=snapshot).run(1)
+
+
+def aggregated(*user_records: tuple[str, str]) -> bytes:
+    return aggregate_of([(key, None, data.encode()) for key, data in user_records])
+
+
+def test_aggregated_records_are_unpacked_with_a_position_of_their_own() -> None:
+    stream = MemoryStream()
+    stream.put(SHARD, aggregated(("a", "1"), ("b", "2"), ("a", "3")))
+    stream.put(SHARD, "4")
+    runner = Runner(stream, until_caught_up=True, batch_records=2)
+    runner.finish()
+    assert runner.data == ["1", "2", "3", "4"]
+    first = runner.records[0].position.sequence_number
+    assert [record.position.subsequence_number for record in runner.records] == [0, 1, 2, 0]
+    assert [record.position.sequence_number for record in runner.records] == [first] * 3 + [first + 1]
+    assert [record.partition_key for record in runner.records] == ["a", "b", "a", "key"]
+
+
+@pytest.mark.parametrize("emitted", range(8))
+def test_a_crash_within_an_aggregate_loses_and_doubles_nothing(emitted: int) -> None:
+    stream = MemoryStream()
+    stream.put(SHARD, aggregated(("a", "0"), ("b", "1"), ("c", "2")))
+    stream.put(SHARD, "3")
+    stream.put(SHARD, aggregated(("a", "4"), ("b", "5"), ("c", "6")))
+    first = Runner(stream, batch_records=1)
+    while len(first.data) < emitted and len(first.data) < 7:
+        first.step()
+    second = Runner(stream, snapshot=first.epoch(), until_caught_up=True)
+    second.finish()
+    assert first.data + second.data == [str(number) for number in range(7)]
+
+
+def test_an_aggregate_that_was_packed_for_another_shard_is_dropped_whole() -> None:
+    # Its producer finds out and sends the user records again.
+    stream = MemoryStream(2)
+    keys = {shard_id: [] for shard_id in stream.shards}
+    for number in range(20):
+        shard_id = stream.put_by_key(f"key {number}", "plain")
+        keys[shard_id].append(f"key {number}")
+    mine, other = keys[shard_name(0)], keys[shard_name(1)]
+    stream.put(SHARD, aggregated((mine[0], "dropped"), (other[0], "misplaced"), (mine[1], "dropped too")))
+    stream.put(SHARD, aggregated((mine[0], "kept"), (mine[1], "kept")))
+    runner = Runner(stream, until_caught_up=True)
+    runner.finish()
+    assert runner.data == ["plain"] * 20 + ["kept"] * 2
+
+
+def test_a_record_that_only_looks_aggregated_is_passed_on_whole() -> None:
+    stream = MemoryStream()
+    whole = b"\xf3\x89\x9a\xc2 not an aggregate, but somebody's data"
+    stream.put(SHARD, whole)
+    runner = Runner(stream, until_caught_up=True)
+    runner.finish()
+    assert [record.data for record in runner.records] == [whole]
+
+
+def test_reads_are_no_larger_than_they_need_to_be() -> None:
+    stream = MemoryStream()
+    for number in range(2_000):
+        stream.put(SHARD, f"{number:05d}" * 2_000)
+    runner = Runner(stream, until_caught_up=True, batch_records=1_000)
+    limits = []
+    answer = stream.get_records
+
+    def noted(**asked: Any) -> Any:
+        limits.append(asked["Limit"])
+        return answer(**asked)
+
+    stream.get_records = noted  # type: ignore[method-assign]
+    runner.finish()
+    assert len(runner.data) == 2_000
+    assert limits[0] == 1_000, "a read of unknown records"
+    assert set(limits[1:]) == {2 * 1024 * 1024 // 10_000}
+
+
+def test_no_more_is_read_while_what_was_read_is_not_handed_on() -> None:
+    stream = MemoryStream()
+    for number in range(5_000):
+        stream.put(SHARD, f"{number}")
+    runner = Runner(stream, batch_records=1)
+    runner.run(1)
+    reads = sum(name == "GetRecords" for name, _ in stream.calls)
+    assert reads == 2, "one that is handed on and one ahead"
+
+
+def test_a_shard_whose_calls_hang_holds_up_no_other() -> None:
+    stream = MemoryStream(2)
+    for shard_id in stream.shards:
+        stream.put(shard_id, shard_id)
+    calls = HangingCalls(stream, hang=SHARD)
+    runner = Runner(stream, calls=calls)
+    runner.run(5)
+    stream.put(shard_name(1), "more")
+    runner.run(5)
+    assert runner.data == [shard_name(1), "more"]
+
+
+def test_shards_that_have_expired_leave_the_state() -> None:
+    stream = MemoryStream()
+    stream.put(SHARD, "parent")
+    runner = Runner(stream)
+    runner.run(1)
+    stream.put(stream.add_shard(SHARD), "child")
+    stream.add_shard(SHARD)
+    runner.run(5)
+    assert [shard[0] for shard in runner.epoch()["shards"]] == list(stream.shards)
+    for _ in range(3):
+        stream.time += timedelta(hours=10)
+        runner.run(3)
+    stream.trim()
+    runner.run(25)
+    assert SHARD not in stream.shards
+    assert [shard[0] for shard in runner.epoch()["shards"]] == list(stream.shards)
+
+
+def test_a_shard_that_is_missing_from_one_listing_is_not_read_twice() -> None:
+    stream = MemoryStream()
+    stream.put(SHARD, "parent")
+    runner = Runner(stream)
+    runner.run(1)
+    stream.add_shard(SHARD)
+    stream.add_shard(SHARD)
+    runner.run(5)
+    hidden = stream.shards.pop(SHARD)
+    runner.run(25)
+    stream.shards[SHARD] = hidden
+    runner.run(50)
+    assert runner.data == ["parent"]
+
+
+def test_new_shards_are_found_within_half_a_minute_with_few_calls() -> None:
+    stream = MemoryStream(2)
+    runner = Runner(stream, partition=0, partitions=2)
+    runner.run(5)
+    # The parent belongs to the other partition, so nothing but the listing tells of the child.
+    split_at = stream.time
+    child = stream.add_shard(shard_name(1))
+    runner.board.post(Notice(0, 1, shard_name(1)))
+    stream.put(child, "child")
+    while not runner.data:
+        runner.step()
+        runner.epoch()
+    assert stream.time - split_at < timedelta(seconds=30)
+    runner.run(120)
+    listings = [time for name, time in stream.calls if name == "DescribeStreamSummary" and time > split_at]
+    assert len(listings) <= 120 / 20 + 3
 
 
 def test_a_watermark_is_the_first_item_after_a_snapshot_and_not_before_the_first_read() -> None:
@@ -480,100 +646,3 @@ def test_shards_that_may_appear_unseen_hold_the_watermark_back_to_the_last_listi
     runner.epoch()
     [mark] = runner.step()
     assert mark.time <= listed_at
-
-
-actions = st.lists(
-    st.one_of(
-        st.tuples(st.just("put"), st.integers(0, 20), st.integers(1, 5)),
-        st.tuples(st.just("split"), st.integers(0, 20), st.just(0)),
-        st.tuples(st.just("merge"), st.integers(0, 20), st.integers(1, 20)),
-        st.tuples(st.just("steps"), st.integers(1, 12), st.integers(0, 1)),
-        st.tuples(st.just("crash"), st.just(0), st.integers(0, 1)),
-        st.tuples(st.just("fault"), st.integers(0, 3), st.just(0)),
-        st.tuples(st.just("pause"), st.integers(1, 400), st.just(0)),
-    ),
-    max_size=25,
-)
-
-
-@settings(max_examples=60, deadline=None)
-@given(script=actions, partitions=st.integers(1, 3))
-def test_no_record_is_lost_or_doubled_and_no_promise_is_broken(
-    script: list[tuple[str, int, int]], partitions: int
-) -> None:
-    """Splits, merges, faults, pauses and crashes at any time; a crash goes back to the last snapshot."""
-    stream = MemoryStream(2)
-    put: list[str] = []
-    snapshots: list[Any] = [None] * partitions
-    committed: list[list[RawRecord]] = [[] for _ in range(partitions)]
-    runners: list[Runner] = []
-
-    def start(**options: Any) -> None:
-        runners[:] = [
-            Runner(stream, snapshot=snapshots[n], partition=n, partitions=partitions, **options)
-            for n in range(partitions)
-        ]
-
-    def commit(number: int) -> None:
-        runner = runners[number]
-        snapshots[number] = runner.epoch()
-        committed[number] += runner.records
-        runner.records = []
-
-    def step(number: int) -> None:
-        for item in runners[number].step():
-            if isinstance(item, Watermark):
-                left = set(put) - {record.data.decode() for record in committed[number]}
-                mine = {
-                    data.decode()
-                    for name, shard in stream.shards.items()
-                    if int(name[-12:]) % partitions == number
-                    for _, time, data in shard.records
-                    if time <= item.time
-                }
-                assert not mine & left, "promised, but not emitted in an earlier epoch"
-
-    start()
-    for name, first, second in script:
-        open_shards = [shard_id for shard_id, shard in stream.shards.items() if not shard.closed]
-        if name == "put":
-            for _ in range(second):
-                put.append(f"record {len(put)}")
-                stream.put(open_shards[first % len(open_shards)], put[-1])
-                stream.time += timedelta(milliseconds=10)
-        elif name == "split":
-            parent = open_shards[first % len(open_shards)]
-            stream.add_shard(parent)
-            stream.add_shard(parent)
-        elif name == "merge":
-            pair = {open_shards[first % len(open_shards)], open_shards[(first + second) % len(open_shards)]}
-            if len(pair) == 2:
-                stream.add_shard(*sorted(pair))
-        elif name == "steps":
-            for number in range(partitions):
-                for _ in range(first):
-                    step(number)
-                if second:
-                    commit(number)
-        elif name == "fault":
-            if first == 0:
-                stream.iterators.clear()
-            elif first == 1:
-                stream.empty_reads += 1
-            else:
-                stream.faults.append(refusal("InternalFailure", 500))
-        elif name == "pause":
-            stream.time += timedelta(seconds=first)
-        elif name == "crash":
-            start()
-    stream.faults.clear()
-    start(until_caught_up=True)
-    for number in range(partitions):
-        runners[number].finish()
-        commit(number)
-    everything = [record for records in committed for record in records]
-    assert sorted(record.data.decode() for record in everything) == sorted(put)
-    for records in committed:
-        for shard_id in {record.position.shard_id for record in records}:
-            numbers = [r.position.sequence_number for r in records if r.position.shard_id == shard_id]
-            assert numbers == sorted(numbers), "in order within the shard"

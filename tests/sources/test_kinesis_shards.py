@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import pickle
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import SnapshotError
+from memory_stream import NOON, shard_name
+from sources import kinesis_shards
 from sources.kinesis_shards import (
-    PartitionState,
     Shard,
-    ShardState,
-    admit,
     backoff_seconds,
+    begun,
+    foreign_children,
     low_watermark,
     partition_names,
     partition_of,
     pin_latest,
     readable,
+    unbounded,
+    waits_in_vain,
 )
+from sources.kinesis_state import Incarnation, PartitionState, ShardState
 
-NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
+STREAM = Incarnation("arn:aws:kinesis:us-east-1:000000000000:stream/notes", NOON)
 
 
-def shard_name(number: int) -> str:
-    return f"shardId-{number:012d}"
+def admit(state: PartitionState, listing: dict[str, Shard], partition: int, **options: Any) -> PartitionState:
+    return kinesis_shards.admit(state, listing, partition, incarnation=STREAM, **options)
 
 
 def listing_of(*shards: Shard) -> dict[str, Shard]:
@@ -39,7 +44,7 @@ def fresh(partitions: int = 1) -> PartitionState:
 
 
 def drained(state: PartitionState, number: int) -> PartitionState:
-    return state.with_shard(shard_name(number), ShardState("trim-horizon", 1, drained=True))
+    return state.with_shard(shard_name(number), ShardState("trim-horizon", 1, reached=NOON, drained=True))
 
 
 @given(number=st.integers(0, 10**12 - 1), partitions=st.integers(1, 1024))
@@ -74,23 +79,82 @@ def test_a_child_shard_waits_for_both_parents() -> None:
     assert readable(state, listing) == (shard_name(2),)
 
 
-def test_a_parent_of_another_partition_does_not_hold_a_child_back() -> None:
+def test_a_child_waits_until_it_is_known_that_a_parent_of_another_partition_is_drained() -> None:
     listing = listing_of(Shard(shard_name(0), closed=True), Shard(shard_name(1), parents=(shard_name(0),)))
-    assert readable(admit(fresh(2), listing, 1), listing) == (shard_name(1),)
+    state = admit(fresh(2), listing, 1)
+    assert readable(state, listing) == ()
+    assert readable(state, listing, {shard_name(0)}) == (shard_name(1),)
+    del listing[shard_name(0)]
+    assert readable(state, listing) == (shard_name(1),), "what the stream has forgotten can't be waited for"
+
+
+def test_a_drained_shard_is_told_to_the_partitions_of_its_children() -> None:
+    listing = listing_of(
+        Shard(shard_name(0), closed=True),
+        *(Shard(shard_name(number), parents=(shard_name(0),)) for number in (4, 5, 6)),
+    )
+    state = admit(fresh(4), listing, 0)
+    assert foreign_children(state, listing, 0) == set()
+    assert foreign_children(drained(state, 0), listing, 0) == {(shard_name(0), 1), (shard_name(0), 2)}
+
+
+def test_what_waits_for_a_partition_that_has_ended_waits_in_vain_and_so_do_its_children() -> None:
+    listing = listing_of(
+        Shard(shard_name(0)),
+        Shard(shard_name(1), closed=True),
+        Shard(shard_name(2), parents=(shard_name(1),), closed=True),
+        Shard(shard_name(4), parents=(shard_name(2),)),
+    )
+    state = admit(fresh(2), listing, 0)
+    assert waits_in_vain(state, listing, (), ()) == set()
+    assert waits_in_vain(state, listing, (), {1}) == {shard_name(2), shard_name(4)}
+    assert waits_in_vain(state, listing, {shard_name(1)}, {1}) == set()
+
+
+def test_what_waits_for_other_partitions_bounds_the_promise_and_what_waits_for_its_own_does_not() -> None:
+    listing = listing_of(
+        Shard(shard_name(0), closed=True),
+        Shard(shard_name(1), closed=True),
+        Shard(shard_name(2), parents=(shard_name(0),)),
+        Shard(shard_name(4), parents=(shard_name(1),)),
+    )
+    state = admit(fresh(2), listing_of(*list(listing.values())[:3]), 0)
+    state = admit(state, listing, 0, unseen_at=NOON)
+    assert list(unbounded(state, listing, ())) == [NOON]
+    assert list(unbounded(state, listing, {shard_name(1)})) == []
+
+
+def test_what_a_child_holds_is_newer_than_what_its_parents_held() -> None:
+    hour = timedelta(hours=1)
+    listing = listing_of(
+        Shard(shard_name(0), closed=True),
+        Shard(shard_name(1), closed=True),
+        Shard(shard_name(2), parents=(shard_name(0), shard_name(1))),
+    )
+    state = admit(fresh(), listing, 0)
+    assert begun(state, listing, shard_name(2)).reached is None
+    for number, reached in ((0, NOON), (1, NOON + hour)):
+        state = state.with_shard(shard_name(number), ShardState("trim-horizon", 1, reached=reached, drained=True))
+    assert begun(state, listing, shard_name(2)).reached == NOON + hour
 
 
 def test_shards_of_the_first_listing_begin_at_the_start_and_later_ones_at_their_own() -> None:
     state = PartitionState("notes", 1, NOON)
     first = listing_of(Shard(shard_name(0)))
     state = admit(state, first, 0)
-    state = admit(state, {**first, **listing_of(Shard(shard_name(1), parents=(shard_name(0),)))}, 0)
-    assert state.shards == {shard_name(0): ShardState(NOON), shard_name(1): ShardState("trim-horizon")}
+    later = NOON + timedelta(hours=1)
+    state = admit(state, {**first, **listing_of(Shard(shard_name(1), parents=(shard_name(0),)))}, 0, unseen_at=later)
+    assert state.shards == {
+        shard_name(0): ShardState(NOON, reached=NOON),
+        shard_name(1): ShardState("trim-horizon", reached=later),
+    }
 
 
-def test_a_drained_shard_is_forgotten_when_the_stream_forgets_it_but_an_unread_one_is_not() -> None:
-    state = admit(fresh(), listing_of(Shard(shard_name(0)), Shard(shard_name(1))), 0)
-    state = admit(drained(state, 0), {}, 0)
-    assert list(state.shards) == [shard_name(1)]
+def test_a_drained_shard_is_forgotten_when_it_has_expired_but_an_unread_one_is_not() -> None:
+    second = timedelta(seconds=1)
+    listed = drained(admit(fresh(), listing_of(Shard(shard_name(0)), Shard(shard_name(1))), 0), 0)
+    assert list(admit(listed, {}, 0, horizon=NOON + second).shards) == [shard_name(1)]
+    assert list(admit(listed, {}, 0, horizon=NOON - second).shards) == [shard_name(0), shard_name(1)]
 
 
 @st.composite
@@ -118,36 +182,44 @@ def test_every_shard_is_read_once_by_one_partition_and_after_its_parents(
     listing: dict[str, Shard], partitions: int, data: st.DataObject
 ) -> None:
     states = [admit(PartitionState("notes", partitions, "trim-horizon"), listing, n) for n in range(partitions)]
+    released: list[set[str]] = [set() for _ in range(partitions)]
     order: list[str] = []
     while True:
-        choices = [(n, shard) for n, state in enumerate(states) for shard in readable(state, listing)]
+        choices = [(n, shard) for n, state in enumerate(states) for shard in readable(state, listing, released[n])]
         if not choices:
             break
         partition, shard_id = data.draw(st.sampled_from(choices))
         order.append(shard_id)
-        states[partition] = states[partition].with_shard(shard_id, ShardState("trim-horizon", 1, drained=True))
+        states[partition] = drained(states[partition], int(shard_id[-12:]))
         if data.draw(st.booleans()):
             snapshot = pickle.loads(pickle.dumps(states[partition].to_snapshot()))
             resumed = PartitionState.from_snapshot(snapshot, stream="notes", partitions=partitions)
             assert resumed == states[partition]
             states[partition] = admit(resumed, listing, partition)
+        for told, receiver in foreign_children(states[partition], listing, partition):
+            released[receiver].add(told)
     assert sorted(order) == sorted(listing), "each shard once"
     for place, shard_id in enumerate(order):
-        for parent in listing[shard_id].parents:
-            if partition_of(parent, partitions) == partition_of(shard_id, partitions):
-                assert parent in order[:place]
+        assert set(listing[shard_id].parents) <= set(order[:place]), "after its parents"
 
 
 @given(
     start=st.one_of(st.just("trim-horizon"), st.datetimes(timezones=st.just(UTC))),
     shards=st.dictionaries(
         st.text(min_size=1, max_size=5),
-        st.builds(ShardState, st.just("trim-horizon"), st.one_of(st.none(), st.integers(0, 10**56)), st.booleans()),
+        st.builds(
+            ShardState,
+            st.just("trim-horizon"),
+            sequence_number=st.one_of(st.none(), st.integers(0, 10**56)),
+            subsequence_number=st.integers(0, 10**6),
+            reached=st.one_of(st.none(), st.datetimes(timezones=st.just(UTC))),
+            drained=st.booleans(),
+        ),
         max_size=4,
     ),
 )
 def test_a_state_survives_its_snapshot(start: object, shards: dict[str, ShardState]) -> None:
-    state = PartitionState("notes", 4, start, listed=True, shards=shards)  # type: ignore[arg-type]
+    state = PartitionState("notes", 4, start, STREAM, shards)  # type: ignore[arg-type]
     snapshot = pickle.loads(pickle.dumps(state.to_snapshot()))
     assert PartitionState.from_snapshot(snapshot, stream="notes", partitions=4) == state
 
