@@ -103,7 +103,9 @@ def test_a_start_position_is_read_in_utc(text: str, expected: object) -> None:
     assert parse_start(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "now", "timestamp:", "timestamp:soon", "sequence:7", "sequence:a:", "sequence:a:-7"])
+@pytest.mark.parametrize(
+    "text", ["", "now", "timestamp:", "timestamp:soon", "sequence:7", "sequence:a:", "sequence:a:-7"]
+)
 def test_anything_else_is_no_start_position(text: str) -> None:
     with pytest.raises(ValueError, match="is not"):
         parse_start(text)
