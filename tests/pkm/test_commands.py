@@ -8,9 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import obstore
 import orjson
 import pytest
 
+from core import aws
+from core.layout import own_prefixes
 from core.settings import Settings
 
 PKM = Path(sys.executable).with_name("pkm")
@@ -61,6 +64,9 @@ def test_documents_go_in_at_one_end_and_answers_come_out_at_the_other(settings: 
     assert status["rows"]["bronze.notes"] == status["rows"]["metadata (notes)"] == 2
     assert status["lag_seconds"] == 0
     assert status["snapshots"] >= 1
+    keys = [item["path"] for page in obstore.list(aws.object_store(settings)) for item in page]
+    assert {key.partition("/")[0] for key in keys} >= {"warehouse", "vectors", "metadata", "snapshots"}
+    assert all(key.startswith((*own_prefixes(settings), "bronze/raw/")) for key in keys)
     screens = [pkm("search", "baking"), pkm("note", hits[0]["note_id"]), pkm("status"), pkm("sql", "select 1 as one")]
     for screen in screens:
         assert screen.returncode == 0
