@@ -25,6 +25,9 @@ from types import FrameType
 
 import structlog
 
+from core.errors import FencedError
+from core.first_error import first_error, note
+
 __all__ = [
     "FENCE_SIGNAL",
     "ending",
@@ -60,7 +63,6 @@ class _Stopping:
         self.interrupted = False
         self.interrupter: str | None = None
         self.choosing = threading.Lock()
-        self.exit_at_end = False
         self.given_up: Callable[[], None] | None = None
 
 
@@ -76,9 +78,6 @@ def request() -> None:
     """Ask the flow in this process to stop; again does nothing."""
     if _state.requested_at is None:
         _state.requested_at = time.monotonic()
-        if _state.exit_at_end:
-            # The last one registered is the first to run, so all others run in it, once.
-            atexit.register(_leave)
 
 
 def remaining_seconds() -> float | None:
@@ -116,12 +115,13 @@ def handle_signals(*, exit_at_end: bool) -> None:
     """Make SIGTERM and Ctrl-C stop the flow in this process as the module's text says; Ctrl-C twice interrupts it.
 
     `exit_at_end` is for a program whose own code can't be changed: it then ends with code 0 after a stop, without a
-    traceback. Does nothing outside the main thread, where Python has no handlers. Children that are forked have
-    the usual meaning of signals.
+    traceback, and after an error with one line of ours below the engine's report. Does nothing outside the main
+    thread, where Python has no handlers. Children that are forked have the usual meaning of signals.
     """
     if threading.current_thread() is not threading.main_thread():
         return
-    _state.exit_at_end = exit_at_end
+    if exit_at_end:
+        atexit.register(_leave)
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     for number in _STOP_SIGNALS:
@@ -146,6 +146,8 @@ def _on_stop(number: int, _frame: FrameType | None) -> None:
 
 def _on_fence(_number: int, _frame: FrameType | None) -> None:
     if not _state.ending:
+        # Nothing of this execution can be committed any more, so its sinks are not closed.
+        note(FencedError("a newer execution of this flow has taken over: this one stops; run a flow only once"))
         raise KeyboardInterrupt
 
 
@@ -202,6 +204,10 @@ def _leave() -> None:
     # that aborts the process, so it ends without being torn down.
     atexit.unregister(_leave)
     atexit._run_exitfuncs()
+    error = first_error()
+    if error is not None:
+        _state.failed = True
+        sys.stderr.write(f"pkm: {error}\n")
     sys.stdout.flush()
     sys.stderr.flush()
     broken = getattr(sys, "last_value", None) is not None and _state.interrupter is None

@@ -20,6 +20,7 @@ from obstore.store import ObjectStore
 
 from core import aws, layout
 from core.errors import MissingError, UnreachableError
+from core.first_error import noted
 from core.records import Event, Failure, FetchedEvent
 from core.settings import Settings
 from core.telemetry import FAILURES
@@ -80,7 +81,8 @@ def content(
                 histories[worker] = open_history(settings)
         if worker in histories:
             return read_as_before(batch, histories[worker], fetchers[worker].fetch)
-        return fetchers[worker].fetch(batch)
+        with noted():
+            return fetchers[worker].fetch(batch)
 
     outcomes = op.flat_map_batch("fetch", events, fetch_batch)
     split = op.branch("split", outcomes, lambda outcome: isinstance(outcome, FetchedEvent))

@@ -21,9 +21,11 @@ from bytewax.operators import KeyedStream
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 from pyiceberg.table import Table
 
+from core.first_error import noted
 from core.records import Document, Failure, Note, WindowAggregate
 from core.recovery.ownership import check_ownership
 from core.settings import Settings
+from sinks.closing import CarefulPartition
 from sinks.iceberg_catalog import load, load_table, table_marker
 from sinks.iceberg_commit import CommitQueue, Committer, PendingCommit, Retries
 from sinks.iceberg_epoch import Epoch
@@ -144,20 +146,24 @@ class IcebergSink(FixedPartitionedSink[Change, TableState]):
         """Name the one partition, after its table."""
         return [self._spec.identifier]
 
-    def build_part(self, step_id: str, for_part: str, resume_state: TableState | None) -> TablePartition:
+    def build_part(
+        self, step_id: str, for_part: str, resume_state: TableState | None
+    ) -> CarefulPartition[Change, TableState]:
         """Build the committer, and take the table over from whatever execution had it.
 
         Raises MissingError for a table that was not created, UnreachableError when the catalog does not answer,
         CommitError and FencedError when a commit that the state names can't be made.
         """
-        # Step ids begin with the flow's name.
-        committer = take_over(self._settings, self._spec, flow=step_id.partition(".")[0])
-        return TablePartition(
-            load_table(load(self._settings), self._settings, for_part),
-            self._spec,
-            commit=committer.commit,
-            resume_state=resume_state,
-        )
+        with noted():
+            # Step ids begin with the flow's name.
+            committer = take_over(self._settings, self._spec, flow=step_id.partition(".")[0])
+            partition = TablePartition(
+                load_table(load(self._settings), self._settings, for_part),
+                self._spec,
+                commit=committer.commit,
+                resume_state=resume_state,
+            )
+        return CarefulPartition(partition)
 
 
 @operator

@@ -14,7 +14,6 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 
 import bytewax.operators as op
 import lance
@@ -27,11 +26,13 @@ from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 
 from core import aws
 from core.errors import CommitError, FencedError, MissingError, SettingsError, UnreachableError
+from core.first_error import noted
 from core.markers import Marker
 from core.records import Note, Position, Vector
 from core.recovery.ownership import check_ownership
 from core.settings import Settings
 from core.telemetry import COMMITS
+from sinks.closing import CarefulPartition
 from sinks.lance_rows import belongs_to, mismatch, positions_of, rows_of, schema_of
 from sinks.versions import covered_ids, newest_versions, uncommitted
 
@@ -44,7 +45,7 @@ __all__ = [
     "count_chunks",
     "count_notes",
     "create_dataset",
-    "note_times",
+    "note_positions",
     "output",
     "search",
 ]
@@ -137,15 +138,14 @@ def count_notes(settings: Settings) -> int:
     return len(found)
 
 
-def note_times(settings: Settings) -> dict[str, datetime]:
-    """Return for each note that has chunks the time of the event that they are from. Raises like `count_notes`."""
+def note_positions(settings: Settings) -> dict[str, Position]:
+    """Return for each note that has chunks where the record that they are from stands. Raises like `count_notes`."""
     dataset = _open(settings)
-    times: dict[str, datetime] = {}
+    positions: dict[str, Position] = {}
     with _faults(settings, "read"):
-        for batch in dataset.to_batches(columns=["note_id", "metadata"]):
-            found = zip(batch.column("note_id"), batch.column("metadata").field("timestamp"), strict=True)
-            times.update((note_id.as_py(), time.as_py()) for note_id, time in found)
-    return times
+        for batch in dataset.to_batches(columns=["note_id", "position"]):
+            positions |= positions_of(batch)
+    return positions
 
 
 @operator
@@ -175,15 +175,16 @@ class VectorSink(FixedPartitionedSink[Note, str]):
         step_id: str,  # noqa: ARG002
         for_part: str,  # noqa: ARG002
         resume_state: str | None,  # noqa: ARG002
-    ) -> VectorPart | NoVectors:
+    ) -> CarefulPartition[Note, str]:
         """Open the dataset for writing. Its own marker, not the snapshot's, tells what it holds."""
-        check_ownership()
-        try:
-            return VectorPart(self._settings)
-        except MissingError:
-            if self._settings.enrich == "none":
-                return NoVectors()
-            raise
+        with noted():
+            check_ownership()
+            try:
+                return CarefulPartition(VectorPart(self._settings))
+            except MissingError:
+                if self._settings.enrich == "none":
+                    return CarefulPartition(NoVectors())
+                raise
 
 
 class NoVectors(StatefulSinkPartition[Note, str]):

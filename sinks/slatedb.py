@@ -26,6 +26,7 @@ from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 from slatedb import uniffi  # type: ignore[import-untyped]
 
 from core.errors import FencedError
+from core.first_error import noted
 from core.markers import Marker
 from core.records import Note
 from core.recovery.ownership import check_ownership
@@ -33,6 +34,7 @@ from core.settings import Settings
 from core.telemetry import COMMITS
 from sinks import metadata_keys, metadata_store
 from sinks.async_thread import AsyncThread
+from sinks.closing import CarefulPartition
 from sinks.metadata_records import changes, position_of
 from sinks.metadata_store import check_store, create_store
 from sinks.versions import covered_ids, newest_versions, uncommitted
@@ -89,10 +91,11 @@ class MetadataSink(FixedPartitionedSink[Note, str]):
         """Hash a note id; the engine takes the remainder."""
         return metadata_keys.part_hash(item_key)
 
-    def build_part(self, step_id: str, for_part: str, resume_state: str | None) -> MetadataPart:  # noqa: ARG002
+    def build_part(self, step_id: str, for_part: str, resume_state: str | None) -> CarefulPartition[Note, str]:  # noqa: ARG002
         """Open the part for writing. Its own marker, not the snapshot's, tells what it holds."""
-        check_ownership()
-        return MetadataPart(self._settings, for_part)
+        with noted():
+            check_ownership()
+            return CarefulPartition(MetadataPart(self._settings, for_part))
 
 
 class MetadataPart(StatefulSinkPartition[Note, str]):

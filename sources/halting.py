@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 from bytewax.inputs import StatefulSourcePartition
 
 from core import stopping
+from core.first_error import noted
 from core.halt import Halt
 
 __all__ = ["HaltingPartition"]
@@ -34,10 +35,11 @@ class HaltingPartition(StatefulSourcePartition[X, S], Generic[X, S]):
         Raises the halt's error when the epoch in which it was requested has ended.
         """
         error = self._halt.error
-        if error is None or stopping.requested():
-            return list(self._partition.next_batch())
-        if self._epoch_ended:
-            raise error
+        with noted():
+            if error is None or stopping.requested():
+                return list(self._partition.next_batch())
+            if self._epoch_ended:
+                raise error
         return []
 
     def next_awake(self) -> datetime | None:

@@ -1,0 +1,145 @@
+"""Two owners at once: an execution that was stopped and goes on after another has taken over writes nothing more."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from pyiceberg.exceptions import CommitFailedException
+
+from chaos.world import Layout, World
+from faults.proxy import Fault, FaultProxy
+from sinks import iceberg_catalog
+from sinks.iceberg_tables import TABLES
+
+MOMENTS: dict[str, Fault | None] = {
+    "between two epochs": None,
+    "before its stores are opened": Fault("hold", operation="GET", path="metadata/parts.json", times=1),
+    "in a fetch": Fault("hold", operation="GET", path="bronze/raw/", times=1, after=10),
+    "in the commit of bronze.notes": Fault("hold", service="glue", operation="UpdateTable", times=1, after=3),
+    "in the commit of silver.notes": Fault("hold", path="silver.db/notes/metadata/.*avro", times=1, after=4),
+    "in the commit of the vectors": Fault("hold", operation="PUT", path="notes.lance/_versions", times=1, after=4),
+    "in the commit of the metadata": Fault("hold", operation="PUT", path="metadata/part-.*/wal", times=1, after=9),
+}
+IN_EVERY_RUN = ("in the commit of bronze.notes",)
+
+
+def family(process: subprocess.Popen[bytes]) -> list[int]:
+    """The process, its copier and its parsers: a machine that stands still does so with all that runs on it."""
+    pids = [process.pid]
+    for pid in pids:
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            pids += [int(child) for child in (task / "children").read_text().split()]
+    return pids
+
+
+def wait_for(condition: Callable[[], bool], *, what: str, world: World, seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}: {world.printed()}"
+        time.sleep(0.05)
+
+
+def commits(world: World) -> set[str]:
+    """The ids of all commits that are in the history of any table."""
+    found: set[str] = set()
+    for spec in TABLES:
+        table = iceberg_catalog.load_table(iceberg_catalog.load(world.settings), world.settings, spec.identifier)
+        for snapshot in table.metadata.snapshots:
+            assert snapshot.summary is not None
+            found.add(f"{spec.identifier} {snapshot.summary[iceberg_catalog.COMMIT_ID_PROPERTY]}")
+    return found
+
+
+def bear_a_zombie(world: World, proxy: FaultProxy, tmp_path: Path, fault: Fault | None) -> None:
+    proxy.rules = [fault] if fault else []
+    with world.fed(pause=0.05):
+        (zombie,) = world.start(Layout(), AWS_ENDPOINT_URL=proxy.url)
+        if fault:
+            wait_for(proxy.held.is_set, what="the moment", world=world)
+        else:
+            wait_for(lambda: len(commits(world)) > 5, what="some commits", world=world)
+        frozen = family(zombie)
+        for pid in frozen:
+            os.kill(pid, signal.SIGSTOP)
+        proxy.rules = []
+        log = world.folder / f"life-{world.lives}-0.log"
+
+        # Another machine: it has another folder, and reaches AWS by another way.
+        other = World(world.settings, world.feeder, tmp_path, variables=dict(world.variables))
+        del other.variables["AWS_ENDPOINT_URL"]
+        before = len(commits(world))
+        (newer,) = other.start(Layout(workers=2))
+        try:
+            wait_for(lambda: len(commits(world)) > before + 6, what="commits of the newer one", world=other)
+            for pid in frozen:
+                os.kill(pid, signal.SIGCONT)
+            proxy.release.set()
+            zombie.wait(timeout=60)
+            assert newer.poll() is None, other.printed()
+        finally:
+            other.kill([newer])
+    world.kill([zombie])
+    printed = log.read_text()
+    assert zombie.returncode == 1, printed
+    lines = [line for line in printed.splitlines() if line.startswith("pkm: ")]
+    assert lines, printed
+    assert any("newer" in line or "superseded" in line for line in lines), printed
+    world.run_until_caught_up(Layout())
+    assert world.check() == [], printed
+    balance = world.balance()
+    assert balance.records == balance.rows + balance.duplicates + balance.dead_letters == world.feeder.sent
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("moment", IN_EVERY_RUN)
+def test_a_zombie_writes_nothing(world: World, proxy: FaultProxy, tmp_path: Path, moment: str) -> None:
+    bear_a_zombie(world, proxy, tmp_path, MOMENTS[moment])
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("moment", [moment for moment in MOMENTS if moment not in IN_EVERY_RUN])
+def test_a_zombie_of_any_other_moment_writes_nothing(
+    world: World, proxy: FaultProxy, tmp_path: Path, moment: str
+) -> None:
+    bear_a_zombie(world, proxy, tmp_path, MOMENTS[moment])
+
+
+@pytest.mark.timeout(240)
+def test_rows_of_a_second_writer_survive_beside_those_of_the_flow(world: World, proxy: FaultProxy) -> None:
+    """The second writer appends what it read, again and again, while the flow commits."""
+    names = ("bronze.notes", "silver.notes")
+    appended = dict.fromkeys(names, 0)
+    conflicts = 0
+    with world.fed(pause=0.02):
+        (process,) = world.start(Layout())
+        wait_for(lambda: len(commits(world)) > 5, what="some commits", world=world)
+        first = {name: iceberg_catalog.scan(world.settings, name).slice(0, 1) for name in names}
+        for number in range(12):
+            name = names[number % 2]
+            row = {**first[name].to_pylist()[0], "note_id": f"second-{number}", "event_id": f"second-{number}"}
+            table = iceberg_catalog.load_table(iceberg_catalog.load(world.settings), world.settings, name)
+            try:
+                table.append(pa.Table.from_pylist([row], schema=table.schema().as_arrow()))
+            except CommitFailedException:
+                conflicts += 1
+            else:
+                appended[name] += 1
+        world.kill([process])
+    world.run_until_caught_up(Layout(workers=2))
+    assert min(appended.values()) > 0
+    for name in names:
+        rows = iceberg_catalog.scan(world.settings, name, columns=("note_id",)).to_pylist()
+        assert sum(row["note_id"].startswith("second-") for row in rows) == appended[name]
+    for name in names:
+        iceberg_catalog.load_table(iceberg_catalog.load(world.settings), world.settings, name).delete(
+            "note_id LIKE 'second-%'"
+        )
+    assert world.check() == [], world.printed()

@@ -1,0 +1,85 @@
+"""A flow that fails gives the engine one error, however many sinks would have one."""
+
+from __future__ import annotations
+
+import bytewax.operators as op
+import pytest
+from bytewax.dataflow import Dataflow
+from bytewax.errors import BytewaxRuntimeError
+from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
+from bytewax.testing import TestingSource, run_main
+
+from core.errors import CommitError, UnreachableError
+from core.first_error import begin, first_error, note, noted
+from sinks.closing import CarefulPartition
+
+
+class Part(StatefulSinkPartition[int, None]):
+    """Fails where it is told to; remembers whether it was closed."""
+
+    def __init__(self, *failing: str) -> None:
+        self.failing = failing
+        self.closed = False
+
+    def write_batch(self, values: list[int]) -> None:
+        self._fail("write_batch")
+
+    def snapshot(self) -> None:
+        self._fail("snapshot")
+
+    def close(self) -> None:
+        self.closed = True
+        self._fail("close")
+
+    def _fail(self, where: str) -> None:
+        if where in self.failing:
+            raise CommitError(f"{where} failed")
+
+
+class Sink(FixedPartitionedSink[int, None]):
+    """Two partitions."""
+
+    def __init__(self, parts: dict[str, Part]) -> None:
+        self.parts = parts
+
+    def list_parts(self) -> list[str]:
+        return list(self.parts)
+
+    def part_fn(self, item_key: str) -> int:
+        return int(item_key)
+
+    def build_part(self, step_id: str, for_part: str, resume_state: None) -> CarefulPartition[int, None]:
+        return CarefulPartition(self.parts[for_part])
+
+
+def run(*parts: Part) -> None:
+    flow = Dataflow("flow")
+    items = op.input("input", flow, TestingSource([("0", 1), ("1", 1)], batch_size=2))
+    op.output("output", items, Sink(dict(zip("ab", parts, strict=True))))
+    run_main(flow)
+
+
+@pytest.mark.parametrize("where", ["write_batch", "snapshot", "close"])
+def test_the_error_of_one_partition_is_not_followed_by_that_of_another_on_closing(where: str) -> None:
+    # Without care the second one makes the engine abort this very process.
+    with pytest.raises((CommitError, BytewaxRuntimeError)):
+        run(Part(where, "close"), Part("close"))
+    assert str(first_error()) == f"{where} failed"
+
+
+def test_without_an_error_all_are_closed() -> None:
+    parts = (Part(), Part())
+    run(*parts)
+    assert all(part.closed for part in parts)
+    assert first_error() is None
+
+
+def test_the_first_error_stays() -> None:
+    begin()
+    with pytest.raises(UnreachableError), noted():
+        raise UnreachableError("first")
+    note(CommitError("second"))
+    assert isinstance(first_error(), UnreachableError)
+    assert str(first_error()) == "first"
+    begin()
+    assert first_error() is None
