@@ -1,6 +1,6 @@
 """Chooses from a replayed stream what the tables know already: a replay repeats, it decides nothing anew.
 
-A note is replaced only by the version that it has now. So a replay that ends before a note's newest version, or
+A note is replaced only from the record that it is from now. So a replay that ends before a note's newest version, or
 begins after it, never rolls the note back; and what failed, was a duplicate or was deleted stays so.
 """
 
@@ -16,7 +16,7 @@ from bytewax.dataflow import Stream, operator
 
 from core.records import Event, Position, WindowAggregate
 
-__all__ = ["Known", "counted_digest", "current_digest", "events", "windows"]
+__all__ = ["Known", "digest", "events", "windows"]
 
 DIGEST_BYTES = 16
 
@@ -25,8 +25,8 @@ DIGEST_BYTES = 16
 class Known:
     """What the tables hold: about 200 bytes of memory for each event in bronze.notes.
 
-    `current` has the event of each note in silver.notes, `counted` each event of bronze.notes with its position, both
-    as digests; `window_counts` says how many of the latter arrived in each window (start, source_type).
+    `current` has the event of each note in silver.notes, `counted` each event of bronze.notes, both as digests with
+    their positions; `window_counts` says how many of the latter arrived in each window (start, source_type).
     """
 
     current: frozenset[bytes]
@@ -36,10 +36,11 @@ class Known:
     def select(self, event: Event) -> Event | None:
         """Return the event as the replay is to see it, None when the tables do not know it.
 
-        An event that is not its note's current one only counts in its window; one that came twice counts once.
+        An event that is not its note's current one only counts in its window; one that brought an old version back
+        was counted when it was new.
         """
-        current = current_digest(event.event_id) in self.current
-        counted = counted_digest(event.event_id, event.position) in self.counted
+        name = digest(event.event_id, event.position)
+        current, counted = name in self.current, name in self.counted
         if not (current or counted):
             return None
         return replace(event, outdated=not current, revived=not counted, redrive=None)
@@ -49,12 +50,7 @@ class Known:
         return aggregate.count == self.window_counts.get((aggregate.window_start, aggregate.source_type))
 
 
-def current_digest(event_id: str) -> bytes:
-    """Digest of an event."""
-    return hashlib.blake2b(event_id.encode(), digest_size=DIGEST_BYTES).digest()
-
-
-def counted_digest(event_id: str, position: Position) -> bytes:
+def digest(event_id: str, position: Position) -> bytes:
     """Digest of an event at its place in the stream, whichever reading the position comes from."""
     # No shard has a blank in its name, and no event id either.
     text = f"{event_id} {position.stream_shard_id} {position.sequence_number} {position.subsequence_number}"

@@ -60,13 +60,13 @@ class Selection:
         """What the table is asked for; `ids` are looked for afterwards."""
         wanted: list[BooleanExpression] = []
         if self.step:
-            wanted.append(EqualTo("step", self.step))  # type: ignore[call-arg, misc]
+            wanted.append(_compare(EqualTo, "step", self.step))
         if self.error:
-            wanted.append(EqualTo("error", self.error))  # type: ignore[call-arg, misc]
+            wanted.append(_compare(EqualTo, "error", self.error))
         if self.since:
-            wanted.append(GreaterThanOrEqual("failed_at", self.since.isoformat()))  # type: ignore[call-arg, misc]
+            wanted.append(_compare(GreaterThanOrEqual, "failed_at", self.since.isoformat()))
         if self.until:
-            wanted.append(LessThan("failed_at", self.until.isoformat()))  # type: ignore[call-arg, misc]
+            wanted.append(_compare(LessThan, "failed_at", self.until.isoformat()))
         return reduce(And, wanted) if wanted else AlwaysTrue()
 
     def names(self, row: Row) -> bool:
@@ -81,6 +81,12 @@ class Redriven:
     sent: tuple[str, ...]
     skipped: dict[str, int]
     dry_run: bool
+
+
+def _compare(operation: Any, column: str, value: str) -> BooleanExpression:
+    # The library's own annotations know only its internal, keyword form.
+    comparison: BooleanExpression = operation(column, value)
+    return comparison
 
 
 def letter_id(row: Row) -> str:

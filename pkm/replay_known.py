@@ -13,14 +13,13 @@ from datetime import datetime
 from typing import Any
 
 import orjson
-from pyiceberg.expressions import AlwaysTrue, GreaterThanOrEqual
 
 from core.errors import MissingError
 from core.markers import Marker
 from core.records import Position
 from core.settings import Settings
 from flows import knowledge
-from operators.known import Known, counted_digest, current_digest
+from operators.known import Known, digest
 from operators.windows import window_start
 from sinks import iceberg, iceberg_catalog, iceberg_tables, lance, metadata_keys, metadata_store, slatedb
 from sources.kinesis_range import StreamRange
@@ -28,6 +27,7 @@ from sources.kinesis_range import StreamRange
 __all__ = ["Held", "known_tables", "take_over"]
 
 BATCH_ROWS = 65_536
+_PLACE = ("shard_id", "sequence_number", "subsequence_number")
 TABLES = (
     iceberg_tables.BRONZE_NOTES,
     iceberg_tables.BRONZE_FAILURES,
@@ -77,39 +77,36 @@ def known_tables(settings: Settings, bounds: StreamRange, held: Held) -> tuple[K
     """
     current, unsettled = _current(settings, held)
     length = settings.window_length
-    since = (
+    since = None
+    if isinstance(bounds.start, datetime):
         # All of the first window counts, also what arrived before the range.
-        GreaterThanOrEqual("arrival_time", window_start(bounds.start, length).isoformat())  # type: ignore[call-arg, misc]
-        if isinstance(bounds.start, datetime)
-        else AlwaysTrue()
-    )
+        since = f"arrival_time >= '{window_start(bounds.start, length).isoformat()}'"
     bronze = iceberg_catalog.scan(
         settings,
         "bronze.notes",
-        columns=("event_id", "shard_id", "sequence_number", "subsequence_number", "arrival_time", "source_type"),
+        columns=("event_id", *_PLACE, "arrival_time", "source_type"),
         row_filter=since,
     )
     counted = set()
     windows: dict[tuple[datetime, str], int] = {}
     for batch in bronze.to_batches(max_chunksize=BATCH_ROWS):
         for row in batch.to_pylist():
-            place = Position(row["shard_id"], int(row["sequence_number"]), row["subsequence_number"])
-            counted.add(counted_digest(row["event_id"], place))
+            counted.add(digest(row["event_id"], _position(row)))
             window = (window_start(row["arrival_time"], length), row["source_type"])
             windows[window] = windows.get(window, 0) + 1
     return Known(current, frozenset(counted), windows), unsettled
 
 
 def _current(settings: Settings, held: Held) -> tuple[frozenset[bytes], int]:
-    silver = iceberg_catalog.scan(settings, "silver.notes", columns=("note_id", "event_id", "chunk_count"))
+    silver = iceberg_catalog.scan(settings, "silver.notes", columns=("note_id", "event_id", "chunk_count", *_PLACE))
     metadata = _metadata_versions(settings) if any(held.metadata) else {}
-    vectors = lance.note_times(settings) if held.vectors else {}
+    vectors = lance.note_positions(settings) if held.vectors else {}
     current = set()
     unsettled = 0
     for batch in silver.to_batches(max_chunksize=BATCH_ROWS):
         for row in batch.to_pylist():
             if _agree(row, held, metadata, vectors):
-                current.add(current_digest(row["event_id"]))
+                current.add(digest(row["event_id"], _position(row)))
             else:
                 unsettled += 1
     return frozenset(current), unsettled
@@ -118,30 +115,27 @@ def _current(settings: Settings, held: Held) -> tuple[frozenset[bytes], int]:
 def _agree(
     row: Mapping[str, Any],
     held: Held,
-    metadata: Mapping[str, tuple[str, str]],
-    vectors: Mapping[str, datetime],
+    metadata: Mapping[str, str],
+    vectors: Mapping[str, Position],
 ) -> bool:
     """Tell whether the stores have the version of a note that silver.notes has."""
     note_id = row["note_id"]
-    event_id, time = metadata.get(note_id, (None, None))
-    if held.metadata[metadata_keys.part_hash(note_id) % len(held.metadata)] and event_id != row["event_id"]:
+    written = held.metadata[metadata_keys.part_hash(note_id) % len(held.metadata)]
+    if written and metadata.get(note_id) != row["event_id"]:
         return False
-    if not held.vectors:
-        return True
-    embedded = vectors.get(note_id)
-    if (embedded is None) != (row["chunk_count"] == 0):
-        return False
-    # Chunks tell their event by its time.
-    return embedded is None or time is None or metadata_keys.time_part(embedded) == time
+    # A note without text has no chunks, and nothing that could be compared.
+    return not held.vectors or vectors.get(note_id) == (_position(row) if row["chunk_count"] else None)
 
 
-def _metadata_versions(settings: Settings) -> dict[str, tuple[str, str]]:
-    """Return event id and time of each note in the metadata store."""
-    versions = {}
-    for key, value in slatedb.scan(settings, metadata_keys.prefix_of("source").decode()):
-        entry = orjson.loads(value)
-        versions[entry["note_id"]] = (entry["event_id"], metadata_keys.split_key(key.encode())[2])
-    return versions
+def _metadata_versions(settings: Settings) -> dict[str, str]:
+    """Return the event of each note in the metadata store."""
+    # Its entry under its source is far smaller than its record.
+    entries = (orjson.loads(value) for _, value in slatedb.scan(settings, metadata_keys.prefix_of("source").decode()))
+    return {entry["note_id"]: entry["event_id"] for entry in entries}
+
+
+def _position(row: Mapping[str, Any]) -> Position:
+    return Position(row["shard_id"], int(row["sequence_number"]), row["subsequence_number"])
 
 
 def _written_live(marker: str) -> bool:

@@ -101,7 +101,9 @@ def test_a_redrive_brings_no_older_version_of_a_note_back(world: Any) -> None:
 
 
 @pytest.mark.timeout(120)
-def test_what_a_stranger_sent_is_shown_only_when_asked_for_and_bounded(world: Any) -> None:
+def test_what_a_stranger_sent_is_shown_only_when_asked_for_and_bounded(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hostile = b'{"event_id": "x", "secret": "\x1b[2J' + b"\xe2\x80\xae" + b"s" * 10_000 + b'"'
     world.send(hostile)
     world.run()
@@ -120,6 +122,9 @@ def test_what_a_stranger_sent_is_shown_only_when_asked_for_and_bounded(world: An
     assert redrive(world.settings, Selection(ids=(letter["id"],))).sent == (letter["id"],)
     world.run()
     assert [row["payload"] for row in world.table("bronze.failures")] == [hostile, hostile]
+
+    # The command would have this process log to what it captures, which is closed afterwards.
+    monkeypatch.setattr("pkm.options.configure_logging", lambda settings: None)
 
     def pkm(*arguments: str) -> Result:
         return CliRunner().invoke(app, arguments)
