@@ -31,15 +31,18 @@ FILES_IN_MEMORY = 64
 # The document of such a row is in bronze.notes; only its window missed it.
 STEP_OF_LATE_EVENTS = "windows"
 
+_NEVER = datetime.min.replace(tzinfo=UTC)
+_FOR_EVER = datetime.max.replace(tzinfo=UTC)
+
 
 @dataclass(frozen=True, slots=True)
 class _File:
     task: FileScanTask
-    earliest: datetime | None
-    latest: datetime | None
+    earliest: datetime
+    latest: datetime
 
     def overlaps(self, earliest: datetime, latest: datetime) -> bool:
-        return (self.latest is None or self.latest >= earliest) and (self.earliest is None or self.earliest <= latest)
+        return self.latest >= earliest and self.earliest <= latest
 
 
 class RecordIndex:
@@ -52,6 +55,7 @@ class RecordIndex:
     def __init__(self, table: Table) -> None:
         self._table = table
         self._planned_from: datetime | None = None
+        self._planned_until = _NEVER
         self._files: list[_File] = []
         self._rows: OrderedDict[str, dict[Position, str | None]] = OrderedDict()
 
@@ -78,6 +82,10 @@ class RecordIndex:
         if self._planned_from is None or earliest < self._planned_from:
             self._planned_from = earliest - PLANNED_BEFORE
             self._files = [self._file(task) for task in self._plan(self._planned_from)]
+            self._planned_until = max((file.latest for file in self._files), default=_NEVER)
+        if earliest > self._planned_until:
+            # The stream has left behind what the table knew of it; this is the steady case.
+            return []
         return [file for file in self._files if file.overlaps(earliest, latest)]
 
     def _plan(self, since: datetime) -> Iterable[FileScanTask]:
@@ -89,11 +97,12 @@ class RecordIndex:
 
     def _file(self, task: FileScanTask) -> _File:
         field_id = self._table.schema().find_field(ARRIVAL).field_id
-        earliest, latest = (
-            _time(bounds[field_id]) if bounds and field_id in bounds else None
-            for bounds in (task.file.lower_bounds, task.file.upper_bounds)
+        lower, upper = task.file.lower_bounds or {}, task.file.upper_bounds or {}
+        return _File(
+            task,
+            _time(lower[field_id]) if field_id in lower else _NEVER,
+            _time(upper[field_id]) if field_id in upper else _FOR_EVER,
         )
-        return _File(task, earliest, latest)
 
     def _rows_of(self, file: _File) -> dict[Position, str | None]:
         path = file.task.file.file_path
