@@ -15,7 +15,7 @@ RUN := OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) OPENBLAS_NUM_THREAD
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test faults check lock image clean
+.PHONY: help setup demo test chaos faults check lock image clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ demo: setup ## run the whole pipeline on real documents, on this machine
 
 test: setup ## run the tests (ONLY=path runs a part)
 	@$(RUN) $(BIN)/python -m pytest $(ONLY)
+
+chaos: setup ## kill the flow at every fault point and at random moments (SEED=7 KILLS=200; half an hour)
+	@PYTHONPATH=.:tests $(RUN) $(BIN)/python -m chaos.run $(if $(SEED),--seed $(SEED)) --kills $(or $(KILLS),200)
 
 faults: setup ## run the flow through every kind of fault of S3, the catalog and the stream, one by one (minutes)
 	@$(RUN) $(BIN)/python -m pytest -m faults tests/faults
