@@ -24,7 +24,7 @@ from operators.outcomes import History
 from sinks import iceberg, iceberg_history, iceberg_tables, lance, slatedb
 from sources import kinesis
 
-__all__ = ["FLOW", "Processed", "build", "flow", "process"]
+__all__ = ["FLOW", "Processed", "build", "flow", "process", "watch"]
 
 FLOW = "knowledge"
 
