@@ -81,8 +81,7 @@ def content(
                 histories[worker] = open_history(settings)
         if worker in histories:
             return read_as_before(batch, histories[worker], fetchers[worker].fetch)
-        with noted():
-            return fetchers[worker].fetch(batch)
+        return fetchers[worker].fetch(batch)
 
     outcomes = op.flat_map_batch("fetch", events, fetch_batch)
     split = op.branch("split", outcomes, lambda outcome: isinstance(outcome, FetchedEvent))
@@ -121,7 +120,8 @@ class Fetcher:
 
         Raises UnreachableError or MissingError for a fault that is not the event's; requests in flight are cancelled.
         """
-        return self._loop.run_until_complete(_all_or_first_fault([self._outcome(event) for event in events]))
+        with noted():
+            return self._loop.run_until_complete(_all_or_first_fault([self._outcome(event) for event in events]))
 
     async def _outcome(self, event: Event) -> FetchedEvent | Failure:
         refusal = self._refusal(event)
