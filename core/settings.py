@@ -15,7 +15,6 @@ from typing import Annotated, Literal
 
 from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from core.errors import SettingsError
@@ -212,18 +211,18 @@ def load_settings() -> Settings:
     try:
         settings = Settings()
     except ValidationError as error:
-        problems += [_said(detail) for detail in error.errors()]
+        problems += [_said(detail["loc"], detail["input"], detail["msg"]) for detail in error.errors()]
         settings = None
     if problems or settings is None:
         raise SettingsError("; ".join(problems) + "; docs/settings.md lists all")
     return settings
 
 
-def _said(detail: ErrorDetails) -> str:
-    message = detail["msg"].removeprefix("Value error, ")
-    # A problem of several settings has all of them as its input, secrets too.
-    name = "_".join(str(part) for part in detail["loc"]).upper()
-    return f"{PREFIX}{name}={detail['input']!r}: {message}" if name else message
+def _said(place: tuple[int | str, ...], value: object, message: str) -> str:
+    message = message.removeprefix("Value error, ")
+    # A problem of several settings has no place, and all of them as its value, secrets too.
+    name = "_".join(str(part) for part in place).upper()
+    return f"{PREFIX}{name}={value!r}: {message}" if name else message
 
 
 def _unknown(names: Iterable[str], place: str) -> list[str]:

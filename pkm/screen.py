@@ -183,7 +183,7 @@ def show_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool, title: str | 
         return
     cells = {name: [_cell(row[name]) for row in rows] for name in rows[0]}
     longest = {name: max(len(name), *(len(cell) for cell in column)) for name, column in cells.items()}
-    if sum(_least_width(length) + GAP for length in longest.values()) - GAP > output.width:
+    if sum((length if length <= SHORT_CELL else LEAST_TEXT) + GAP for length in longest.values()) - GAP > output.width:
         for number, row in enumerate(rows, start=1):
             _print_record(row, title=f"row {number}", before=number > 1)
         return
@@ -199,10 +199,6 @@ def show_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool, title: str | 
     for row_cells in zip(*cells.values(), strict=True):
         table.add_row(*row_cells)
     _print(table)
-
-
-def _least_width(length: int) -> int:
-    return length if length <= SHORT_CELL else LEAST_TEXT
 
 
 def _print_record(fields: Mapping[str, Any], *, title: str, before: bool = False) -> None:
