@@ -183,7 +183,8 @@ def show_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool, title: str | 
         return
     cells = {name: [_cell(row[name]) for row in rows] for name in rows[0]}
     longest = {name: max(len(name), *(len(cell) for cell in column)) for name, column in cells.items()}
-    if sum((length if length <= SHORT_CELL else LEAST_TEXT) + GAP for length in longest.values()) - GAP > output.width:
+    least = [length if length <= SHORT_CELL else LEAST_TEXT for length in longest.values()]
+    if sum(least) + GAP * (len(least) - 1) > output.width:
         for number, row in enumerate(rows, start=1):
             _print_record(row, title=f"row {number}", before=number > 1)
         return
