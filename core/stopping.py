@@ -60,6 +60,7 @@ class _Stopping:
         self.requested_at: float | None = None
         self.ending = False
         self.failed = False
+        self.interrupts = 0
         self.interrupted = False
         self.interrupter: str | None = None
         self.choosing = threading.Lock()
@@ -135,10 +136,11 @@ def handle_signals(*, exit_at_end: bool) -> None:
 
 
 def _on_stop(number: int, _frame: FrameType | None) -> None:
-    again = requested()
     request()
-    # A service manager may send SIGTERM several times; only a person's second Ctrl-C means "now".
-    now = (again and number == signal.SIGINT) or _since_request() >= INTERRUPT_SECONDS
+    # A service manager may send SIGTERM several times; only a second Ctrl-C means "now". Counted here, because
+    # the watching thread may have made the request for the first.
+    _state.interrupts += number == signal.SIGINT
+    now = _state.interrupts > 1 or _since_request() >= INTERRUPT_SECONDS
     if now and not _state.ending and _is_interrupter("main") and not _state.interrupted:
         _state.interrupted = True
         raise KeyboardInterrupt

@@ -38,6 +38,7 @@ class Partition(StatefulSourcePartition):
 
     def next_batch(self):
         if stopping.requested():
+            (OUT / "ended").touch()
             raise StopIteration
         time.sleep(0.02)
         self.number += 1
@@ -151,6 +152,14 @@ def test_idle_steps_end_at_once(start: Start, tmp_path: Path, workers: str) -> N
     code, seconds, printed = stopped(start("none", "-w", workers), signal.SIGTERM, signal.SIGTERM)
     assert (code, printed) == (0, "")
     assert seconds < 3
+    assert closed(tmp_path, "none-0") == int(workers)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_one_ctrl_c_ends_the_input_and_interrupts_nothing(start: Start, tmp_path: Path, workers: str) -> None:
+    code, _, printed = stopped(start("none", "-w", workers), signal.SIGINT)
+    assert (code, printed) == (0, "")
+    assert (tmp_path / "none-0" / "ended").exists()
     assert closed(tmp_path, "none-0") == int(workers)
 
 
