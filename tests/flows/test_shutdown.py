@@ -108,9 +108,7 @@ def start(lakehouse: Any, how: str) -> list[subprocess.Popen[bytes]]:
     return [lakehouse.start(*how.split()[2:], **PLAIN)]
 
 
-@pytest.mark.parametrize(
-    "how", ["plain bytewax -w 2", "pkm run --workers 2", "two processes"]
-)
+@pytest.mark.parametrize("how", ["plain bytewax -w 2", "pkm run --workers 2", "two processes"])
 def test_a_stopped_flow_has_lost_and_doubled_nothing_and_emits_no_open_window(lakehouse: Any, how: str) -> None:
     announce(lakehouse, range(20))
     processes = start(lakehouse, how)
