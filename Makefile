@@ -16,7 +16,7 @@ RUN := OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) OPENBLAS_NUM_THREAD
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo servers test chaos faults reshard check lock image clean
+.PHONY: help setup demo servers test chaos faults kinesis reshard check lock image clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,15 +26,14 @@ setup: $(VENV)/.complete ## make .venv with pkm in it, from requirements.lock
 demo: setup ## run the whole pipeline on real documents, on this machine
 	@$(RUN) $(BIN)/pkm demo
 
-servers: ## install the Kinesis servers that the tests start (needs node 18 or newer, and npm)
-	@command -v npm >/dev/null || { echo "npm is not installed: the tests against kinesis-local and kinesalite \
-	will fail; install nodejs (18 or newer) and npm" >&2; exit 1; }
+servers: ## install the Kinesis servers of `make kinesis` (needs node 18 or newer, and npm)
+	@command -v npm >/dev/null || { echo "npm is not installed: kinesis-local and kinesalite need nodejs \
+	(18 or newer) and npm" >&2; exit 1; }
 	@[ $(SERVERS)/node_modules/.complete -nt $(SERVERS)/package-lock.json ] || { \
 		echo "installing the Kinesis servers of the tests into $(SERVERS)/node_modules (31 MB)"; \
 		cd $(SERVERS) && npm ci --silent && touch node_modules/.complete; }
 
 test: setup ## run the tests (ONLY=path runs a part)
-	@$(MAKE) --no-print-directory servers || true
 	@$(RUN) $(BIN)/python -m pytest $(ONLY)
 
 chaos: setup ## kill the flow at every fault point and at random moments (SEED=7 KILLS=200; half an hour)
@@ -42,6 +41,9 @@ chaos: setup ## kill the flow at every fault point and at random moments (SEED=7
 
 faults: setup ## run the flow through every kind of fault of S3, the catalog and the stream, one by one (minutes)
 	@$(RUN) $(BIN)/python -m pytest -m faults tests/faults
+
+kinesis: setup servers ## read streams that are resharded, on Kinesis servers that need node
+	@$(RUN) $(BIN)/python -m pytest -m servers tests/sources
 
 reshard: setup servers ## 100,000 records over shards that split and merge, read by processes that are killed (minutes)
 	@$(RUN) $(BIN)/python -m pytest -m endurance tests/sources

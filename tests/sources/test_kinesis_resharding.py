@@ -239,11 +239,13 @@ def reshard_and_kill(stream: Stream, *, rounds: int, processes: int) -> None:
     stream.check()
 
 
+@pytest.mark.servers
 @pytest.mark.timeout(300)
 def test_two_processes_that_are_killed_while_the_stream_is_resharded_keep_every_key_in_order(stream: Stream) -> None:
     reshard_and_kill(stream, rounds=8, processes=2)
 
 
+@pytest.mark.servers
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("stream", ["kinesalite"], indirect=True)
 def test_a_backlog_of_reshardings_is_read_parents_first_by_two_processes(
