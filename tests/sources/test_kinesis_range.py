@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.errors import SettingsError
+from core.errors import SettingsError, SnapshotError
 from core.markers import Marker
 from core.records import Position, RawRecord
 from sources.kinesis_client import Read
 from sources.kinesis_range import StreamRange, bounded, cut
+from sources.kinesis_state import PartitionState, refuse_other_start
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 SHARD = "shardId-000000000001"
@@ -94,3 +97,24 @@ def test_a_range_with_nothing_in_it_is_refused(
 ) -> None:
     with pytest.raises(SettingsError, match=said):
         bounded("r", start=start, until=until, now=NOON + timedelta(days=1))
+
+
+@pytest.mark.parametrize(
+    ("began", "asked", "refused"),
+    [
+        ("trim-horizon", "trim-horizon", False),
+        (NOON, "trim-horizon", False),
+        (NOON, "latest", False),
+        (NOON, NOON, False),
+        (Position(SHARD, 1), Position(SHARD, 1), False),
+        ("trim-horizon", "latest", True),
+        ("trim-horizon", NOON, True),
+        (NOON, NOON + timedelta(hours=1), True),
+        (NOON, Position(SHARD, 1), True),
+    ],
+)
+def test_a_start_that_the_snapshot_did_not_begin_at_is_refused(began: Any, asked: Any, refused: bool) -> None:
+    state = PartitionState("notes", 1, began)
+    assert PartitionState.from_snapshot(state.to_snapshot(), stream="notes", partitions=1).start == began
+    with pytest.raises(SnapshotError, match="PKM_FORCE_START") if refused else contextlib.nullcontext():
+        refuse_other_start(state, asked, shown="…")
