@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["POINTS", "WRITES", "Doom", "copier_points", "flow_points", "kill_children"]
+__all__ = ["POINTS", "TABLES", "WRITES", "Doom", "copier_points", "flow_points", "kill_children"]
 
 PHASES = ("before", "inside", "after")
 AROUND = ("before", "after")

@@ -23,7 +23,7 @@ __all__ = ["main", "without_users_variables"]
 LIVES_IN_A_ROUND = 20
 RECORDS_BEFORE = 40
 PAUSE_SECONDS = 0.15
-LONGEST_LIFE_SECONDS = 8.0
+LONGEST_LIFE_SECONDS = 12.0
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Round:
 
     name: str
     kills: int
+    commits: int
     balance: Balance
     wrong: list[str]
     seconds: float
@@ -39,9 +40,9 @@ class Round:
     def __str__(self) -> str:
         books = self.balance
         return (
-            f"{self.name:28} {self.kills:4} kills {books.records:6} records = {books.rows:6} rows"
-            f" + {books.duplicates:5} duplicates + {books.dead_letters:5} dead letters; {books.lost} lost,"
-            f" {books.doubled} doubled, {len(self.wrong)} differences ({self.seconds:.0f} s)"
+            f"{self.name:28} {self.kills:4} kills, {self.commits:4} commits: {books.records:6} records ="
+            f" {books.rows:6} rows + {books.duplicates:5} duplicates + {books.dead_letters:5} dead letters;"
+            f" {books.lost} lost, {books.doubled} doubled, {len(self.wrong)} differences ({self.seconds:.0f} s)"
         )
 
 
@@ -98,7 +99,7 @@ def _round(name: str, account: dict[str, str], seed: int, live: Callable[[World,
         with world.fed(pause=PAUSE_SECONDS):
             kills = live(world, chance)
         world.run_until_caught_up(Layout.drawn(chance))
-        return Round(name, kills, world.balance(), world.check(), time.monotonic() - started)
+        return Round(name, kills, world.commits(), world.balance(), world.check(), time.monotonic() - started)
 
 
 def _points(batch: Sequence[str], reached: set[str]) -> Callable[[World, random.Random], int]:

@@ -26,7 +26,7 @@ from chaos.stream import Feeder
 from core import aws
 from core.settings import Settings, load_settings
 from pkm.initialise import initialise
-from sinks import lance
+from sinks import iceberg_catalog, lance
 
 __all__ = ["Layout", "NeverReachedError", "World", "new_world"]
 
@@ -172,6 +172,10 @@ class World:
     def balance(self) -> books.Balance:
         """Balance the books."""
         return books.balance(self.settings, self.expected())
+
+    def commits(self) -> int:
+        """Count what all lives together have committed to the Iceberg tables."""
+        return sum(iceberg_catalog.marker(self.settings, table).commit_number for table in points.TABLES)
 
     def expected(self) -> books.Expected:
         """Work out what every table must hold now."""
