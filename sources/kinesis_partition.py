@@ -109,7 +109,7 @@ class KinesisPartition(StatefulSourcePartition[Item, Mapping[str, Any]]):
         """
         if stopping.requested():
             raise StopIteration
-        self._phase.asked()
+        self._phase.asked(self._monotonic())
         if self._promise is not None:
             self._promised, self._promise = self._promise, None
             return [Watermark(self._partition, self._state.partitions, self._promised)]
