@@ -78,9 +78,11 @@ def content(
                 own_prefixes=layout.own_prefixes(settings),
             )
             if open_history is not None:
-                histories[worker] = open_history(settings)
+                with noted():
+                    histories[worker] = open_history(settings)
         if worker in histories:
-            return read_as_before(batch, histories[worker], fetchers[worker].fetch)
+            with noted():
+                return read_as_before(batch, histories[worker], fetchers[worker].fetch)
         return fetchers[worker].fetch(batch)
 
     outcomes = op.flat_map_batch("fetch", events, fetch_batch)

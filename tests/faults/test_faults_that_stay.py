@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
+import sys
 import time
 
 import pytest
@@ -13,7 +15,7 @@ from core.recovery.store import SnapshotStore
 from faults.proxy import Fault, FaultProxy
 from sinks import iceberg_catalog
 
-SHORT = {"PKM_REQUEST_SECONDS": "2", "PKM_RETRY_SECONDS": "4"}
+SHORT = {"PKM_REQUEST_SECONDS": "5", "PKM_RETRY_SECONDS": "12"}
 # Retries, one last request, the last copy's retries, and the end of the process, on a busy machine.
 BOUND_SECONDS = 90.0
 OUTAGES = {
@@ -70,3 +72,26 @@ def test_the_flow_ends_with_an_error_that_names_the_thing_and_resumes(
     assert world.check() == [], world.printed()
     balance = world.balance()
     assert balance.records == balance.rows + balance.duplicates + balance.dead_letters == world.feeder.sent
+
+
+@pytest.mark.timeout(240)
+def test_the_command_says_it_in_one_line(world: World, proxy: FaultProxy) -> None:
+    variables = {**os.environ, **world.variables, **SHORT, "PKM_ENRICH": "none", "PKM_LOG_LEVEL": "error"}
+    recovery = {"PKM_RECOVERY_DIR": str(world.folder / "command"), "PKM_SNAPSHOT_SECONDS": "1"}
+    with world.fed(pause=0.1):
+        process = subprocess.Popen(
+            [sys.executable, "-c", "from pkm.cli import main; main()", "run", "--json"],
+            env={**variables, **recovery, "PKM_WINDOW_SECONDS": "3", "PKM_LATENESS_SECONDS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            wait_for_snapshot(world, process)
+            proxy.rules = [Fault("drop", service="glue")]
+            _, said = process.communicate(timeout=BOUND_SECONDS)
+        finally:
+            process.kill()
+    assert process.returncode == 1
+    (line,) = said.splitlines()
+    assert re.search(r"table (bronze|silver)\.\w+: .* failed after", line)
