@@ -43,6 +43,7 @@ __all__ = [
     "StreamReader",
     "ThrottledError",
     "TransientError",
+    "UnansweredError",
     "create_stream",
     "read_client",
 ]
@@ -79,6 +80,10 @@ DATE_MARGIN = timedelta(seconds=1)
 
 class TransientError(UnreachableError):
     """A fault that a later call may not meet: throttling, a server error, a broken connection."""
+
+
+class UnansweredError(TransientError):
+    """Nothing answered: a broken connection, or a wrong endpoint."""
 
 
 class ThrottledError(TransientError):
@@ -241,7 +246,7 @@ class StreamReader:
         except ClientError as error:
             raise _translate(error, call, where, self._stream) from error
         except (BotoConnectionError, HTTPClientError, ResponseParserError) as error:
-            raise TransientError(f"Kinesis did not answer {call} on {where}: {_one_line(error)}") from error
+            raise UnansweredError(f"Kinesis did not answer {call} on {where}: {_one_line(error)}") from error
         except BotoCoreError as error:
             raise UnreachableError(f"Kinesis can't be called ({call} on {where}): {_one_line(error)}") from error
         except KeyError as error:

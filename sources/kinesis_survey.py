@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 from core.errors import UnreachableError
 from sources.kinesis_calls import Call, Calls
-from sources.kinesis_client import Listing, StreamReader, TransientError
+from sources.kinesis_client import Listing, StreamReader, TransientError, UnansweredError
 from sources.kinesis_shards import backoff_seconds
 
 __all__ = ["Survey"]
@@ -15,7 +15,7 @@ __all__ = ["Survey"]
 # Shards come from shards that end, which is noticed at once; this is for those of other partitions, and for the
 # watermark, which can't pass the last listing.
 LIST_SECONDS = 20.0
-# Before the first answer, so that a wrong endpoint is told at once.
+# Calls in a row that nothing answers before the first answer, so that a wrong endpoint is told at once.
 FIRST_ATTEMPTS = 5
 
 
@@ -42,6 +42,7 @@ class Survey:
         self._uniform = uniform
         self._call: Call[Listing] | None = None
         self._again = False
+        self._answered = False
         self._faults = 0
         self._faulty_since = now
 
@@ -81,6 +82,7 @@ class Survey:
         except TransientError as error:
             self._wait_after(error, now)
             return False
+        self._answered = True
         self._faults = 0
         self._listed_at = now
         self.due = now if self._again else now + LIST_SECONDS
@@ -96,7 +98,8 @@ class Survey:
         if self._faults == 0:
             self._faulty_since = now
         self._faults += 1
-        patient = now - self._faulty_since < self._patience_seconds
-        if self._faults >= FIRST_ATTEMPTS if self.listing is None else not patient:
+        self._answered |= not isinstance(error, UnansweredError)
+        hopeless = self._faults >= FIRST_ATTEMPTS and not self._answered
+        if hopeless or now - self._faulty_since >= self._patience_seconds:
             raise UnreachableError(f"{error} ({self._faults} attempts)") from error
         self.due = now + backoff_seconds(self._faults, self._uniform())

@@ -22,13 +22,27 @@ from urllib.parse import urlsplit
 
 __all__ = ["Fault", "FaultProxy", "Kind", "Request", "fault_proxy"]
 
-Kind = Literal["slow-down", "error-after", "hang", "drop", "lost-response", "hold"]
+Kind = Literal[
+    "slow-down",
+    "error-after",
+    "hang",
+    "drop",
+    "lost-response",
+    "hold",
+    "throttle",
+    "expired",
+    "broken-off",
+    "cut-short",
+]
 """slow-down: 503, nothing done. error-after: 500, but it was done. hang: no answer, nothing done, until the client
 gives up. drop: the connection is reset, nothing done. lost-response: done, then the connection is reset. hold: the
-request waits until `FaultProxy.release`, then it is done."""
+request waits until `FaultProxy.release`, then it is done. throttle, expired: Kinesis' own refusals, nothing done.
+broken-off: done, but the connection ends in the middle of the answer. cut-short: done, but the answer is only its
+first half, as if it were whole."""
 
 LONGEST_HANG_SECONDS = 120.0
 _SCOPE = re.compile(r"Credential=[^/]+/\d+/[^/]+/(?P<service>[^/]+)/aws4_request")
+_REFUSALS = {"throttle": "ProvisionedThroughputExceededException", "expired": "ExpiredIteratorException"}
 _HOP_BY_HOP = frozenset({"connection", "keep-alive", "transfer-encoding", "content-length", "host", "expect"})
 
 
@@ -120,6 +134,9 @@ class _Handler(BaseHTTPRequestHandler):
                 self._wait_for_client()
             self._reset()
             return
+        if kind in ("throttle", "expired"):
+            self._refuse(request, 400, _REFUSALS[kind])
+            return
         if kind == "hold":
             self.proxy.held.set()
             self.proxy.release.wait(LONGEST_HANG_SECONDS)
@@ -130,6 +147,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._reset()
         elif kind == "error-after":
             self._refuse(request, 500, "InternalError")
+        elif kind == "cut-short":
+            self._answer(status, headers, content[: len(content) // 2])
+        elif kind == "broken-off":
+            self._answer(status, headers, content[: len(content) // 2], announced=len(content))
+            self.close_connection = True
         else:
             self._answer(status, headers, content)
 
@@ -175,7 +197,9 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             upstream.close()
 
-    def _answer(self, status: int, headers: list[tuple[str, str]], content: bytes) -> None:
+    def _answer(
+        self, status: int, headers: list[tuple[str, str]], content: bytes, *, announced: int | None = None
+    ) -> None:
         self.send_response_only(status)
         # The answer to HEAD tells the size of what it does not carry.
         sizes = [value for name, value in headers if name.lower() == "content-length" and self.command == "HEAD"]
