@@ -17,6 +17,9 @@ from core.halt import Halt
 
 __all__ = ["HaltingPartition"]
 
+# A source ends an epoch before the sinks do: after two more that are empty, theirs has ended too.
+EPOCHS = 3
+
 X = TypeVar("X")
 S = TypeVar("S")
 
@@ -27,18 +30,18 @@ class HaltingPartition(StatefulSourcePartition[X, S], Generic[X, S]):
     def __init__(self, partition: StatefulSourcePartition[X, S], halt: Halt) -> None:
         self._partition = partition
         self._halt = halt
-        self._epoch_ended = False
+        self._epochs_ended = 0
 
     def next_batch(self) -> list[X]:
         """Return the partition's items; none once the halt is requested.
 
-        Raises the halt's error when the epoch in which it was requested has ended.
+        Raises the halt's error when the epoch in which it was requested has ended everywhere.
         """
         error = self._halt.error
         with noted():
             if error is None or stopping.requested():
                 return list(self._partition.next_batch())
-            if self._epoch_ended:
+            if self._epochs_ended >= EPOCHS:
                 raise error
         return []
 
@@ -48,7 +51,7 @@ class HaltingPartition(StatefulSourcePartition[X, S], Generic[X, S]):
 
     def snapshot(self) -> S:
         """Return the partition's state; called at the end of an epoch."""
-        self._epoch_ended = self._halt.error is not None
+        self._epochs_ended += self._halt.error is not None
         return self._partition.snapshot()
 
     def close(self) -> None:
