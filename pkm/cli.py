@@ -303,8 +303,34 @@ def dlq_redrive(
 
 
 @app.command()
-def status(as_json: AsJson = False) -> None:
-    """Show rows per table, lag and the newest snapshot."""
-    from pkm.status import status as read_status
+def peek(
+    count: Annotated[int, typer.Option("-n", min=1, max=10_000, help="How many records.")] = 10,
+    position: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            metavar="POSITION",
+            help="latest (the newest), trim-horizon (the oldest), timestamp:ISO8601 or sequence:SHARD:NUMBER.",
+        ),
+    ] = "latest",
+    as_json: AsJson = False,
+) -> None:
+    """Show records of the stream, the newest or those at a position; moves nothing."""
+    from core.settings import parse_start
+    from pkm.peek import peek as read_stream
+    from pkm.stream_screen import show_peeked
 
-    screen.show_status(read_status(configured_settings(patient=False)), as_json=as_json)
+    try:
+        parse_start(position)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    show_peeked(read_stream(configured_settings(patient=False), position, count=count), as_json=as_json)
+
+
+@app.command()
+def status(as_json: AsJson = False) -> None:
+    """Show rows per table, lag, how each shard is read, and the newest snapshot."""
+    from pkm.status import status as read_status
+    from pkm.stream_screen import show_status
+
+    show_status(read_status(configured_settings(patient=False)), as_json=as_json)

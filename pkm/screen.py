@@ -27,7 +27,6 @@ from core.visible import visible, visible_json
 if TYPE_CHECKING:
     from pkm.dead_letters import Redriven
     from pkm.demo import DemoReport
-    from pkm.status import Status
     from sinks.lance import SearchHit
 
 __all__ = [
@@ -44,7 +43,6 @@ __all__ = [
     "show_redriven",
     "show_rows",
     "show_snapshots",
-    "show_status",
     "show_summary",
     "step",
 ]
@@ -261,16 +259,6 @@ def show_note(note: Mapping[str, Any], *, as_json: bool) -> None:
 def show_summary(summary: Any, *, as_json: bool) -> None:
     """Print what a producer did."""
     show_fields(asdict(summary), title="ingested", as_json=as_json)
-
-
-def show_status(status: Status, *, as_json: bool) -> None:
-    """Print counts, lag and the newest snapshot."""
-    if as_json:
-        _print_json(asdict(status))
-        return
-    show_rows([{"store": name, "rows": rows} for name, rows in status.rows.items()], as_json=False)
-    output.print()
-    show_fields(status.health(), title="stream and recovery", as_json=False)
 
 
 def show_demo(report: DemoReport, *, as_json: bool) -> None:

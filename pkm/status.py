@@ -2,17 +2,56 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from core import aws
 from core.recovery.store import SnapshotStore
 from core.settings import Settings
 from flows import knowledge
 from sinks import iceberg_catalog, lance, slatedb
-from sources import kinesis_status
+from sources import kinesis_figures, kinesis_status
 
-__all__ = ["Status", "counts", "status"]
+__all__ = ["ShardStatus", "Status", "counts", "status"]
+
+DIGITS_SHOWN = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardStatus:
+    """One open shard: how far the tables are, and how the newest run of the flow reads it, if any has told.
+
+    `sequence_number` is the last one that the tables have; counts are of the run that wrote them at `told_at`.
+    """
+
+    shard_id: str
+    lag_seconds: float
+    sequence_number: str | None
+    subsequence_number: int
+    told_at: datetime | None = None
+    millis_behind_latest: int | None = None
+    records: int | None = None
+    data_bytes: int | None = None
+    reads: int | None = None
+    empty_reads: int | None = None
+    throttles: int | None = None
+    read_sequence_number: str | None = None
+
+    def row(self) -> dict[str, Any]:
+        """Return the columns of a screen."""
+        number = self.sequence_number
+        return {
+            "shard": self.shard_id.removeprefix("shardId-0000").lstrip("0") or "0",
+            "behind s": round(self.lag_seconds),
+            "read behind ms": self.millis_behind_latest,
+            "records": self.records,
+            "bytes": self.data_bytes,
+            "reads": self.reads,
+            "empty": self.empty_reads,
+            "throttled": self.throttles,
+            "position": number if number is None or len(number) <= DIGITS_SHOWN else f"…{number[-DIGITS_SHOWN:]}",
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +65,7 @@ class Status:
     snapshots: int
     execution: int | None
     snapshot_age_seconds: float | None
+    shards: tuple[ShardStatus, ...] = ()
 
     def health(self) -> dict[str, Any]:
         """Everything but the counts, for a screen."""
@@ -58,6 +98,7 @@ def status(settings: Settings) -> Status:
     lag = kinesis_status.lag(settings, committed)
     manifest = SnapshotStore(settings, flow=knowledge.FLOW).manifest()
     newest = manifest.newest if manifest else None
+    told = kinesis_figures.published(aws.object_store(settings), flow=knowledge.FLOW)
     return Status(
         rows=counts(settings),
         stream=settings.stream,
@@ -66,4 +107,30 @@ def status(settings: Settings) -> Status:
         snapshots=len(manifest.snapshots) if manifest else 0,
         execution=manifest.execution if manifest else None,
         snapshot_age_seconds=(datetime.now(UTC) - newest.created_at).total_seconds() if newest else None,
+        shards=tuple(_shard_status(shard, told.get(shard.shard_id)) for shard in lag.shards),
+    )
+
+
+def _shard_status(
+    lag: kinesis_status.ShardLag, told: tuple[datetime, kinesis_figures.ShardFigures] | None
+) -> ShardStatus:
+    known = ShardStatus(
+        shard_id=lag.shard_id,
+        lag_seconds=lag.seconds,
+        sequence_number=lag.sequence_number,
+        subsequence_number=lag.subsequence_number,
+    )
+    if told is None:
+        return known
+    told_at, figures = told
+    return replace(
+        known,
+        told_at=told_at,
+        millis_behind_latest=figures.millis_behind_latest,
+        records=figures.records,
+        data_bytes=figures.data_bytes,
+        reads=figures.reads,
+        empty_reads=figures.empty_reads,
+        throttles=figures.throttles,
+        read_sequence_number=figures.sequence_number,
     )

@@ -64,10 +64,16 @@ def test_documents_go_in_at_one_end_and_answers_come_out_at_the_other(settings: 
     assert status["rows"]["bronze.notes"] == status["rows"]["metadata (notes)"] == 2
     assert status["lag_seconds"] == 0
     assert status["snapshots"] >= 1
+    shards = status["shards"]
+    assert len(shards) == status["open_shards"]
+    assert sum(shard["records"] for shard in shards) == 2
+    assert all(shard["reads"] >= 1 and shard["millis_behind_latest"] == 0 for shard in shards)
+    assert sum(shard["read_sequence_number"] is not None for shard in shards) in (1, 2)
     keys = [item["path"] for page in obstore.list(aws.object_store(settings)) for item in page]
     assert {key.partition("/")[0] for key in keys} >= {"warehouse", "vectors", "metadata", "snapshots"}
     assert all(key.startswith((*own_prefixes(settings), "bronze/raw/")) for key in keys)
     screens = [pkm("search", "baking"), pkm("note", hits[0]["note_id"]), pkm("status"), pkm("sql", "select 1 as one")]
+    screens.append(pkm("peek"))
     for screen in screens:
         assert screen.returncode == 0
         assert screen.stderr == ""
