@@ -74,10 +74,11 @@ def test_a_delay_of_one_worker_does_not_starve_the_others_partitions_for_ever() 
     assert min(asked.values()) > 30
 
 
-def test_the_engine_starves_a_partition_that_is_out_of_step() -> None:
+def test_the_engine_asks_a_partition_that_is_out_of_step_less_often() -> None:
     # If this fails, the engine has learned to do it by itself, and sources/phase.py can go.
     asked = asked_after_a_delay(in_step=False)
-    assert min(asked.values()) < 10
+    # Compared with each other: how often in all depends on the machine.
+    assert min(asked.values()) * 2 < max(asked.values())
 
 
 def test_a_partition_whose_steps_take_longer_than_an_epoch_seldom_waits_for_nothing() -> None:
