@@ -33,8 +33,6 @@ STREAMED = ("bronze.notes", "bronze.failures", "silver.notes", "silver.metrics")
 COMMIT = re.compile(
     r"UpdateTable|notes\.lance/_versions/|metadata/part-\d+/(wal|manifest)/|snapshots/.*manifest\.json"
 )
-    r"UpdateTable|notes\.lance/_versions/|metadata/part-\d+/(wal|manifest)/|snapshots/.*manifest\.json"
-)
 IN_EVERY_RUN = ("in the commit of bronze.notes",)
 
 
