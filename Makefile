@@ -36,7 +36,7 @@ servers: ## install the Kinesis servers of `make kinesis` (needs node 18 or newe
 test: setup ## run the tests (ONLY=path runs a part)
 	@$(RUN) $(BIN)/python -m pytest $(ONLY)
 
-chaos: setup ## kill the flow at every fault point and at random moments (SEED=7 KILLS=200; half an hour)
+chaos: setup ## kill the flow at every fault point and at random moments (SEED=7 KILLS=200; 40 minutes)
 	@PYTHONPATH=.:tests $(RUN) $(BIN)/python -m chaos.run $(if $(SEED),--seed $(SEED)) --kills $(or $(KILLS),200)
 
 faults: setup ## run the flow through every kind of fault of S3, the catalog and the stream, one by one (minutes)
