@@ -136,7 +136,8 @@ class Committer:
         try:
             for attempt in tenacity.Retrying(
                 stop=tenacity.stop_after_attempt(self._retries.attempts)
-                | tenacity.stop_after_delay(self._retries.seconds),
+                # A process that slept within its first attempt looks once more: the table may not be its own now.
+                | (tenacity.stop_after_delay(self._retries.seconds) & tenacity.stop_after_attempt(2)),
                 wait=tenacity.wait_random_exponential(
                     multiplier=self._retries.first_wait_seconds, max=self._retries.longest_wait_seconds
                 ),

@@ -304,7 +304,8 @@ def _check_dimension(settings: Settings, dataset: lance.LanceDataset, dimension:
 def _attempts(settings: Settings) -> Iterator[tenacity.AttemptManager]:
     return iter(
         tenacity.Retrying(
-            stop=tenacity.stop_after_delay(settings.retry_seconds),
+            # A process that slept within its first attempt looks once more: it may not be the writer any longer.
+            stop=tenacity.stop_after_delay(settings.retry_seconds) & tenacity.stop_after_attempt(2),
             # Full jitter, so that two writers do not meet again and again.
             wait=tenacity.wait_random_exponential(multiplier=0.1, max=LONGEST_WAIT_SECONDS),
             retry=tenacity.retry_if_exception_type((CommitError, UnreachableError)),

@@ -45,6 +45,10 @@ def family(process: subprocess.Popen[bytes]) -> list[int]:
     return pids
 
 
+def is_copier(pid: int) -> bool:
+    return b"copier" in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
 def wait_for(condition: Callable[[], bool], *, what: str, world: World, seconds: float = 90) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -89,9 +93,12 @@ def bear_a_zombie(world: World, proxy: FaultProxy, tmp_path: Path, fault: Fault 
                 world=other,
             )
             written = len(proxy.writes)
-            for pid in frozen:
+            # Its copier, which would interrupt it, wakes last: the stores themselves have to stop it.
+            for pid in sorted(frozen, key=is_copier):
+                if is_copier(pid):
+                    wait_for(lambda: "FencedError" in log.read_text(), what="the fence", world=world)
                 os.kill(pid, signal.SIGCONT)
-            proxy.release.set()
+                proxy.release.set()
             zombie.wait(timeout=60)
             # Only the zombie's requests come this way. It may leave files that nothing names.
             late = [f"{write.operation} {write.path}" for write in proxy.writes[written:]]

@@ -240,6 +240,18 @@ def test_a_claim_stops_a_commit_that_has_already_looked_whose_the_table_is(setti
     assert metrics(settings) == {"git": 3}
 
 
+def test_a_commit_during_which_the_process_slept_for_longer_than_it_would_retry_is_fenced_too(
+    settings: Settings,
+) -> None:
+    table = load(settings)
+    zombie = Committer(table, key_columns=(), retries=Retries(seconds=0.0), owner=Owner("knowledge"))
+    zombie.claim()
+    late = pending(settings, [failure(1)])
+    owned(settings).claim()
+    with pytest.raises(FencedError, match="claimed by a newer execution"):
+        zombie.commit(late)
+
+
 def test_a_claim_whose_response_is_lost_is_not_repeated(settings: Settings) -> None:
     table = load(settings)
     faults = Faults(table, after=[CommitStateUnknownException("gateway timeout")])
