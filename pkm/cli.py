@@ -16,7 +16,7 @@ import typer
 from core import stopping
 from core.errors import MissingError, PkmError, VerificationError
 from core.memory import keep_off_disks
-from pkm import cli_snapshots, screen
+from pkm import cli_ingest, cli_snapshots, screen
 from pkm.options import AsJson, configured_settings
 
 __all__ = ["app", "main"]
@@ -29,8 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-ingest = typer.Typer(help="Put documents on S3 and announce them on the stream.", no_args_is_help=True)
-app.add_typer(ingest, name="ingest")
+app.add_typer(cli_ingest.app, name="ingest")
 dlq = typer.Typer(help="Look at dead letters, and put them on the stream again.", no_args_is_help=True)
 app.add_typer(dlq, name="dlq")
 app.add_typer(cli_snapshots.app, name="snapshots")
@@ -112,22 +111,6 @@ def init(as_json: AsJson = False) -> None:
     from pkm.initialise import initialise
 
     screen.show_fields(initialise(configured_settings(patient=False)), title="ready", as_json=as_json)
-
-
-@ingest.command("files")
-def ingest_files(
-    paths: Annotated[
-        list[str], typer.Argument(metavar="PATH…", help="Files, folders, globs, or - for standard input.")
-    ],
-    as_json: AsJson = False,
-) -> None:
-    """Ingest files and folders."""
-    from producers import announce, files
-
-    settings = configured_settings(patient=False)
-    with screen.progress("ingesting", quiet=as_json) as advance:
-        summary = announce.announce(files.files(paths, settings=settings), settings=settings, on_progress=advance)
-    screen.show_summary(summary, as_json=as_json)
 
 
 @app.command()

@@ -23,5 +23,5 @@ def test_tables_count_where_they_lie_in_a_folder_of_the_bucket(
 ) -> None:
     settings = Settings(bucket="notes", warehouse=warehouse)
 
-    own = ("vectors/", "metadata/", "snapshots/", "dead-letters/", "replays/", "figures/")
+    own = ("vectors/", "metadata/", "snapshots/", "dead-letters/", "replays/", "producers/cursors/", "figures/")
     assert own_prefixes(settings) == (*tables, *own)

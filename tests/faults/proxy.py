@@ -85,6 +85,8 @@ class FaultProxy:
     delay_seconds: float = 0.0
     faults: Counter[str] = field(default_factory=Counter)
     """How many requests met a fault, by kind and by service."""
+    passed: Counter[str] = field(default_factory=Counter)
+    """How many were passed on, by service and operation (`glue UpdateTable`)."""
     writes: list[Request] = field(default_factory=list)
     """Requests that changed something, in order."""
     url: str = ""
@@ -141,6 +143,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.proxy.held.set()
             self.proxy.release.wait(LONGEST_HANG_SECONDS)
         status, headers, content = self._pass_on(body)
+        with self.proxy.lock:
+            self.proxy.passed[f"{request.service} {request.operation}"] += 1
         if status < 300 and request.operation not in ("GET", "HEAD"):
             self.proxy.writes.append(request)
         if kind == "lost-response":
