@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -33,6 +34,8 @@ STREAMED = ("bronze.notes", "bronze.failures", "silver.notes", "silver.metrics")
 COMMIT = re.compile(
     r"UpdateTable|notes\.lance/_versions/|metadata/part-\d+/(wal|manifest)/|snapshots/.*manifest\.json"
 )
+# A second writer has no fixed number of tries: on a busy machine the flow wins most races.
+LEAST_APPENDS, MOST_APPENDS = 2, 200
 IN_EVERY_RUN = ("in the commit of bronze.notes",)
 
 
@@ -138,24 +141,23 @@ def test_rows_of_a_second_writer_survive_beside_those_of_the_flow(world: World, 
     """The second writer appends what it read, again and again, while the flow commits."""
     names = ("bronze.notes", "silver.notes")
     appended = dict.fromkeys(names, 0)
-    conflicts = 0
     with world.fed(pause=0.02):
         (process,) = world.start(Layout())
         wait_for(lambda: commits(world).total() > 8, what="some commits", world=world)
         first = {name: iceberg_catalog.scan(world.settings, name).slice(0, 1) for name in names}
-        for number in range(12):
+        for number in range(MOST_APPENDS):
+            if min(appended.values()) >= LEAST_APPENDS:
+                break
             name = names[number % 2]
             row = {**first[name].to_pylist()[0], "note_id": f"second-{number}", "event_id": f"second-{number}"}
             table = iceberg_catalog.load_table(iceberg_catalog.load(world.settings), world.settings, name)
-            try:
+            # What lost the race is not in the table.
+            with contextlib.suppress(CommitFailedException):
                 table.append(pa.Table.from_pylist([row], schema=table.schema().as_arrow()))
-            except CommitFailedException:
-                conflicts += 1
-            else:
                 appended[name] += 1
         world.kill([process])
     world.run_until_caught_up(Layout(workers=2))
-    assert min(appended.values()) > 0
+    assert min(appended.values()) >= LEAST_APPENDS
     for name in names:
         rows = iceberg_catalog.scan(world.settings, name, columns=("note_id",)).to_pylist()
         assert sum(row["note_id"].startswith("second-") for row in rows) == appended[name]

@@ -227,7 +227,7 @@ def test_an_opener_stops_a_merge_that_has_already_looked_who_the_writer_is(
 
 def test_a_conflict_is_retried_and_in_the_end_reported(store: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lance, "LONGEST_WAIT_SECONDS", 0.01)
-    part = lance.VectorPart(store)
+    part = lance.VectorPart(store.model_copy(update={"retry_seconds": 0.5}))
     update = library.LanceDataset.update_metadata
     conflicts = iter([OSError("Too many concurrent writers. Attempted 0 retries., /home/x.rs:1:1")] * 2)
 
@@ -299,7 +299,7 @@ def test_a_missing_dataset_or_bucket_says_what_to_run(settings: Settings) -> Non
 def test_storage_that_does_not_answer_is_named(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(aws, "endpoint", lambda service: "http://127.0.0.1:9")
     with pytest.raises(UnreachableError, match=settings.vectors_uri):
-        lance.check_dataset(settings, dimension=DIMENSION)
+        lance.check_dataset(settings.model_copy(update={"retry_seconds": 0.5}), dimension=DIMENSION)
 
 
 def test_chunks_without_vectors_are_kept_but_not_found(store: Settings) -> None:

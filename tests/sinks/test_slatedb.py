@@ -253,7 +253,8 @@ def test_storage_that_does_not_answer_is_named(store: Settings, monkeypatch: pyt
     monkeypatch.setattr(aws, "endpoint", lambda service: "http://127.0.0.1:9")
     monkeypatch.setattr(metadata_store, "WRITER_OPTIONS", {"object_store_max_retries": "0"})
     with pytest.raises(UnreachableError, match=f"s3://{store.bucket}/metadata/part-00"):
-        slatedb.MetadataSink(store).build_part("metadata.write", "part-00", None)
+        impatient = store.model_copy(update={"retry_seconds": 0.5})
+        slatedb.MetadataSink(impatient).build_part("metadata.write", "part-00", None)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
