@@ -59,15 +59,22 @@ def take_over(settings: Settings) -> Held:
     for name in metadata_store.part_names(settings):
         part = slatedb.MetadataPart(settings, name)
         try:
-            parts.append(_written_live(part.snapshot()))
+            parts.append(_written_live(part.marker))
         finally:
             part.close()
+    return Held(tuple(parts), _take_vectors_over(settings))
+
+
+def _take_vectors_over(settings: Settings) -> bool:
     try:
-        vectors = _written_live(lance.VectorPart(settings).snapshot())
+        part = lance.VectorPart(settings)
     except MissingError:
         # Without enrichment there need be no dataset; a run that needs it has been refused by now.
-        vectors = False
-    return Held(tuple(parts), vectors)
+        return False
+    try:
+        return _written_live(part.marker)
+    finally:
+        part.close()
 
 
 def known_tables(settings: Settings, bounds: StreamRange, held: Held) -> tuple[Known, int]:
@@ -138,5 +145,5 @@ def _position(row: Mapping[str, Any]) -> Position:
     return Position(row["shard_id"], int(row["sequence_number"]), row["subsequence_number"])
 
 
-def _written_live(marker: str) -> bool:
-    return any("/" not in shard_id for shard_id in Marker.from_json(marker).positions)
+def _written_live(marker: Marker) -> bool:
+    return any("/" not in shard_id for shard_id in marker.positions)

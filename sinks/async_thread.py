@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-__all__ = ["AsyncThread"]
+__all__ = ["AsyncThread", "finished"]
 
 _T = TypeVar("_T")
 
@@ -33,16 +33,16 @@ class AsyncThread:
         self._started.set_result((asyncio.get_running_loop(), stop))
         await stop.wait()
 
+    def start(self, work: Coroutine[Any, Any, _T], *, seconds: float) -> Future[_T]:
+        """Begin `work`; the future has what it returns or raises, TimeoutError when it takes more than `seconds`."""
+        return asyncio.run_coroutine_threadsafe(_within(work, seconds), self._loop)
+
     def run(self, work: Coroutine[Any, Any, _T], *, seconds: float) -> _T:
         """Return what `work` returns or raise what it raises; TimeoutError when it takes more than `seconds`.
 
         An interrupt of the calling thread cancels the work.
         """
-        running = asyncio.run_coroutine_threadsafe(_within(work, seconds), self._loop)
-        try:
-            return running.result()
-        finally:
-            running.cancel()
+        return finished(self.start(work, seconds=seconds))
 
     def close(self) -> None:
         """Cancel what still runs, close the loop and end the thread; closing again does nothing."""
@@ -57,6 +57,14 @@ class AsyncThread:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def finished(running: Future[_T]) -> _T:
+    """Wait for what `start` began, and return or raise what it does; an interrupt of this thread cancels it."""
+    try:
+        return running.result()
+    finally:
+        running.cancel()
 
 
 async def _within(work: Coroutine[Any, Any, _T], seconds: float) -> _T:

@@ -6,10 +6,12 @@ lost: what was not committed is in the recovery state, or comes again from the s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from bytewax.outputs import StatefulSinkPartition
 
+from core.deferred import wrapped
 from core.first_error import begin, first_error, noted
 
 __all__ = ["CarefulPartition"]
@@ -33,10 +35,15 @@ class CarefulPartition(StatefulSinkPartition[X, S], Generic[X, S]):
     def snapshot(self) -> S:
         """Return the partition's state at the end of an epoch."""
         with noted():
-            return self._partition.snapshot()
+            return wrapped(self._partition.snapshot(), _noting)
 
     def close(self) -> None:
         """Close the partition, unless the flow has failed."""
         if first_error() is None:
             with noted():
                 self._partition.close()
+
+
+def _noting(result: Callable[[], S]) -> S:
+    with noted():
+        return result()

@@ -26,8 +26,9 @@ from core.records import Document, Failure, Note, WindowAggregate
 from core.recovery.ownership import check_ownership
 from core.settings import Settings
 from sinks.closing import CarefulPartition
+from sinks.commit_queue import CommitQueue
 from sinks.iceberg_catalog import load, load_table, table_marker
-from sinks.iceberg_commit import CommitQueue, Committer, PendingCommit, Retries
+from sinks.iceberg_commit import Committer, PendingCommit, Retries
 from sinks.iceberg_epoch import Epoch
 from sinks.iceberg_owner import Owner
 from sinks.iceberg_repetitions import Repetitions

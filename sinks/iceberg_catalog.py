@@ -30,6 +30,7 @@ from core import aws
 from core.errors import MissingError, SettingsError, UnreachableError, reason
 from core.markers import Marker
 from core.settings import Settings
+from sinks.iceberg_io import IO_IMPLEMENTATION
 from sinks.iceberg_tables import TABLES
 
 __all__ = [
@@ -102,6 +103,7 @@ def _connect(settings: Settings) -> Catalog:
         **aws.catalog_properties(settings),
         **CLIENT_PROPERTIES,
         RETRY_PROPERTY: str(settings.retry_seconds),
+        "py-io-impl": IO_IMPLEMENTATION,
     }
     # Clients can be shared between threads, making them can't.
     with _CONNECTING:

@@ -8,8 +8,6 @@ manifests are those of a snapshot that did take effect. Here every attempt start
 from __future__ import annotations
 
 import enum
-import queue
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
@@ -30,7 +28,7 @@ from sinks.iceberg_files import KeyIndex, StoredFile, restore_file, without_keys
 from sinks.iceberg_owner import Owner, claim
 from sinks.iceberg_rows import Key
 
-__all__ = ["CommitQueue", "Committer", "PendingCommit", "Retries", "Standing", "standing"]
+__all__ = ["Committer", "PendingCommit", "Retries", "Standing", "standing"]
 
 # An overwrite keeps all manifests that it does not touch. From here on it is split in two: the append merges them.
 MANIFESTS_UNTIL_MERGE = 100
@@ -251,61 +249,3 @@ def _overwrite(
             overwrite.delete_data_file(file)
         for file in added:
             overwrite.append_data_file(file)
-
-
-class CommitQueue:
-    """Makes commits one after the other on a thread of its own.
-
-    After a failure nothing more is committed: order would be broken. The thread ends with the process; what it had
-    not finished is in the recovery state.
-    """
-
-    def __init__(self, commit: Callable[[PendingCommit], None], *, name: str) -> None:
-        self._commit = commit
-        self._unconfirmed: list[PendingCommit] = []
-        self._failure: Exception | None = None
-        self._changed = threading.Condition()
-        self._waiting: queue.SimpleQueue[PendingCommit | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name=f"commit-{name}", daemon=True)
-        self._thread.start()
-
-    def submit(self, pending: PendingCommit) -> None:
-        """Hand over the next commit. Raises what an earlier one failed with."""
-        self.raise_failure()
-        with self._changed:
-            self._unconfirmed.append(pending)
-        self._waiting.put(pending)
-
-    def unconfirmed(self) -> tuple[PendingCommit, ...]:
-        """Give the commits that are not known to be in the table yet, in order."""
-        with self._changed:
-            return tuple(self._unconfirmed)
-
-    def wait(self, *, at_most: int = 0) -> None:
-        """Wait until at most so many commits are unconfirmed. Raises what a commit failed with."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._failure is not None or len(self._unconfirmed) <= at_most)
-        self.raise_failure()
-
-    def raise_failure(self) -> None:
-        """Raise what a commit failed with, if one did."""
-        with self._changed:
-            if self._failure is not None:
-                raise self._failure
-
-    def close(self) -> None:
-        """Let the thread end when it has made all commits; does not wait."""
-        self._waiting.put(None)
-
-    def _run(self) -> None:
-        while (pending := self._waiting.get()) is not None:
-            try:
-                self._commit(pending)
-            except Exception as error:  # noqa: BLE001 - a thread has no caller; the partition's next call raises it
-                with self._changed:
-                    self._failure = error
-                    self._changed.notify_all()
-                return
-            with self._changed:
-                self._unconfirmed.remove(pending)
-                self._changed.notify_all()

@@ -2,39 +2,48 @@
 
     lance.output("vectors", notes, settings=settings)
 
-One partition commits. Delivery is exactly once: an epoch is one merge, which replaces the chunks of its notes whole,
-and the marker of what it covers follows in the table's metadata. A crash between the two repeats the merge, which
-changes nothing the second time.
+One partition commits. At the end of an epoch its rows are stored (`sinks.lance_pending`); they are merged beside the
+next one. Delivery is exactly once: an epoch is one merge, which replaces the chunks of its notes whole, and the
+marker of what it covers follows in the table's metadata. A crash between the two repeats the merge, which changes
+nothing the second time.
 """
 
 from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import bytewax.operators as op
-import lance
 import numpy as np
 import pyarrow  # type: ignore[import-untyped]
 import structlog
-import tenacity
 from bytewax.dataflow import Stream, operator
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 
-from core import aws
-from core.errors import CommitError, FencedError, MissingError, SettingsError, UnreachableError
+from core.errors import FencedError, MissingError, SnapshotError
 from core.first_error import noted
 from core.markers import Marker
 from core.records import Note, Position, Vector
 from core.recovery.ownership import check_ownership
 from core.settings import Settings
 from core.telemetry import COMMITS
+from sinks import lance_pending
 from sinks.closing import CarefulPartition
-from sinks.lance_rows import belongs_to, mismatch, positions_of, rows_of, schema_of
-from sinks.versions import covered_ids, newest_versions, uncommitted
+from sinks.commit_queue import CommitQueue
+from sinks.lance_dataset import (
+    attempts,
+    check_dataset,
+    check_dimension,
+    create_dataset,
+    dimension_of,
+    faults,
+    open_dataset,
+)
+from sinks.lance_pending import PendingMerge, StoredEpoch, VectorState
+from sinks.lance_rows import belongs_to, positions_of, rows_of, storable
+from sinks.versions import covered_ids, is_repeated, newest_versions, uncommitted
 
 __all__ = [
     "MARKER",
@@ -53,7 +62,7 @@ __all__ = [
 MARKER = "pkm.marker"
 WRITER = "pkm.writer"
 PART = "vectors"
-LONGEST_WAIT_SECONDS = 5.0
+MAX_PENDING_MERGES = 4
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(module=__name__)
 
@@ -69,36 +78,6 @@ class SearchHit:
     source: str
 
 
-def create_dataset(settings: Settings, *, dimension: int) -> None:
-    """Create the dataset for vectors of `dimension` numbers unless it exists; safe to repeat and to race.
-
-    Raises SettingsError when it exists with another dimension, UnreachableError when S3 does not answer.
-    """
-    try:
-        check_dataset(settings, dimension=dimension)
-    except MissingError:
-        schema = schema_of(dimension)
-        try:
-            with _faults(settings, "create"):
-                lance.write_dataset(
-                    schema.empty_table(),
-                    settings.vectors_uri,
-                    mode="create",
-                    storage_options=aws.lance_storage_options(settings),
-                )
-        except CommitError:
-            # Somebody else was faster; what they made must fit.
-            check_dataset(settings, dimension=dimension)
-
-
-def check_dataset(settings: Settings, *, dimension: int) -> None:
-    """Check that the dataset exists and holds vectors of `dimension` numbers.
-
-    Raises MissingError or SettingsError that say what to do, UnreachableError when S3 does not answer.
-    """
-    _check_dimension(settings, _open(settings), dimension)
-
-
 def search(settings: Settings, vector: Vector, *, k: int) -> list[SearchHit]:
     """Return the `k` chunks nearest to `vector` (shape: dimension of the dataset) by cosine, best first.
 
@@ -107,9 +86,9 @@ def search(settings: Settings, vector: Vector, *, k: int) -> list[SearchHit]:
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, not {k}")
-    dataset = _open(settings)
-    _check_dimension(settings, dataset, len(vector))
-    with _faults(settings, "search"):
+    dataset = open_dataset(settings)
+    check_dimension(settings, dataset, len(vector))
+    with faults(settings, "search"):
         rows = dataset.to_table(
             columns=["note_id", "chunk", "text", "metadata", "_distance"],
             nearest={"column": "embedding", "q": np.asarray(vector, np.float32), "k": k, "metric": "cosine"},
@@ -123,16 +102,16 @@ def search(settings: Settings, vector: Vector, *, k: int) -> list[SearchHit]:
 
 def count_chunks(settings: Settings) -> int:
     """Count the rows. Raises MissingError, UnreachableError."""
-    dataset = _open(settings)
-    with _faults(settings, "count"):
+    dataset = open_dataset(settings)
+    with faults(settings, "count"):
         return int(dataset.count_rows())
 
 
 def count_notes(settings: Settings) -> int:
     """Count the notes that have at least one chunk. Raises MissingError, UnreachableError."""
-    dataset = _open(settings)
+    dataset = open_dataset(settings)
     found: set[str] = set()
-    with _faults(settings, "count"):
+    with faults(settings, "count"):
         for batch in dataset.to_batches(columns=["note_id"]):
             found.update(batch.column("note_id").to_pylist())
     return len(found)
@@ -140,12 +119,20 @@ def count_notes(settings: Settings) -> int:
 
 def note_positions(settings: Settings) -> dict[str, Position]:
     """Return for each note that has chunks where the record that they are from stands. Raises like `count_notes`."""
-    dataset = _open(settings)
+    dataset = open_dataset(settings)
     positions: dict[str, Position] = {}
-    with _faults(settings, "read"):
+    with faults(settings, "read"):
         for batch in dataset.to_batches(columns=["note_id", "position"]):
             positions |= positions_of(batch)
     return positions
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """An epoch on its way into the dataset, and where it is stored."""
+
+    reference: PendingMerge
+    epoch: StoredEpoch
 
 
 @operator
@@ -160,7 +147,7 @@ def output(step_id: str, up: Stream[Note], *, settings: Settings) -> None:  # no
     op.output("write", keyed, VectorSink(settings))
 
 
-class VectorSink(FixedPartitionedSink[Note, str]):
+class VectorSink(FixedPartitionedSink[Note, VectorState]):
     """Writes all notes through one partition, so that an epoch is one commit."""
 
     def __init__(self, settings: Settings) -> None:
@@ -174,82 +161,139 @@ class VectorSink(FixedPartitionedSink[Note, str]):
         self,
         step_id: str,  # noqa: ARG002
         for_part: str,  # noqa: ARG002
-        resume_state: str | None,  # noqa: ARG002
-    ) -> CarefulPartition[Note, str]:
-        """Open the dataset for writing. Its own marker, not the snapshot's, tells what it holds."""
+        resume_state: VectorState | None,
+    ) -> CarefulPartition[Note, VectorState]:
+        """Open the dataset for writing, and merge what the state names. Its own marker tells what it holds."""
         with noted():
             check_ownership()
             try:
-                return CarefulPartition(VectorPart(self._settings))
+                return CarefulPartition(VectorPart(self._settings, resume_state))
             except MissingError:
                 if self._settings.enrich == "none":
                     return CarefulPartition(NoVectors())
                 raise
 
 
-class NoVectors(StatefulSinkPartition[Note, str]):
+class NoVectors(StatefulSinkPartition[Note, VectorState]):
     """Stands in for a dataset that was never made, since no note has vectors: there is nothing to write or delete."""
 
     def write_batch(self, values: list[Note]) -> None:
         """Take notes without chunks."""
 
-    def snapshot(self) -> str:
-        """Return an empty marker as JSON."""
-        return Marker().to_json()
+    def snapshot(self) -> VectorState:
+        """Return that nothing is pending."""
+        return VectorState()
 
 
-class VectorPart(StatefulSinkPartition[Note, str]):
+class VectorPart(StatefulSinkPartition[Note, VectorState]):
     """The one writer of the dataset. The last to open it writes; whoever opened it earlier is fenced."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, resume_state: VectorState | None = None) -> None:
+        """Take the dataset over and merge the epochs that `resume_state` names.
+
+        Raises SnapshotError when one of them is gone although it was never merged.
+        """
         self._settings = settings
         self._pending: list[Note] = []
         self._token = uuid.uuid4().hex
-        self._dataset = _open(settings)
-        self._dimension = _dimension(self._dataset)
-        for attempt in _attempts(settings):
-            with attempt, _faults(settings, "open"):
+        self._dataset = open_dataset(settings)
+        self._dimension = dimension_of(self._dataset)
+        for attempt in attempts(settings):
+            with attempt, faults(settings, "open"):
                 self._claim()
         stored = self._dataset.metadata.get(MARKER)
         self._marker = Marker.from_json(stored) if stored else Marker()
+        named = resume_state.pending if resume_state else ()
+        for pending in named:
+            self._resume(pending)
+        lance_pending.sweep(settings, named={pending.path for pending in named})
+        self._queue: CommitQueue[_Stored] = CommitQueue(self._commit, name=PART)
+
+    @property
+    def marker(self) -> Marker:
+        """What the dataset covers, stored epochs included."""
+        return self._marker
 
     def write_batch(self, values: list[Note]) -> None:
-        """Keep the notes until the epoch ends."""
+        """Keep the notes until the epoch ends. Raises what an earlier epoch's merge failed with."""
+        self._queue.raise_failure()
         self._pending += values
 
-    def snapshot(self) -> str:
-        """Commit the epoch and return the marker as JSON."""
+    def snapshot(self) -> VectorState:
+        """Store the epoch's rows and hand them to the thread that merges; waits while too many are pending.
+
+        Raises what an earlier epoch's merge failed with, UnreachableError when the rows can't be stored.
+        """
         again = covered_ids(self._pending, self._marker)
+        if again:
+            # What is on its way counts as stored, and the dataset has no other user then.
+            self._queue.wait()
         stored = self._stored_positions(again) if again else {}
         if lacking := uncommitted(self._pending, self._marker, stored, leaves_nothing=_leaves_nothing):
-            self._commit(lacking)
+            epoch = self._epoch_of(lacking)
+            self._queue.submit(_Stored(lance_pending.store(self._settings, epoch), epoch))
+            self._marker = epoch.marker
         self._pending.clear()
-        return self._marker.to_json()
+        self._queue.wait(at_most=MAX_PENDING_MERGES)
+        return VectorState(tuple(one.reference for one in self._queue.unconfirmed()))
+
+    def close(self) -> None:
+        """Wait until all is merged. Raises what a merge failed with."""
+        try:
+            self._queue.wait()
+        finally:
+            self._queue.close()
+
+    def _resume(self, pending: PendingMerge) -> None:
+        epoch = lance_pending.fetch(self._settings, pending)
+        if epoch is None:
+            # It is deleted when it is merged, and the numbers of merges only grow.
+            if self._marker.commit_number >= pending.commit_number:
+                return
+            raise SnapshotError(
+                f"s3://{self._settings.bucket}/{pending.path}, which the recovery snapshot names, is gone, and"
+                f" {self._settings.vectors_uri} has not got it: restore another snapshot (`pkm snapshots ls`)"
+            )
+        # Later epochs may be merged already, so only notes that are not newer by now are looked at.
+        stored = self._stored_positions(list(epoch.notes))
+        lacking = {
+            note_id
+            for note_id, (position, gone) in epoch.notes.items()
+            if not is_repeated(position, stored.get(note_id), leaves_nothing=gone)
+        }
+        self._marker = self._marker.joined(epoch.marker)
+        self._commit(_Stored(pending, replace(epoch.only(lacking), marker=self._marker)))
 
     def _stored_positions(self, note_ids: list[str]) -> dict[str, Position]:
-        for attempt in _attempts(self._settings):
-            with attempt, _faults(self._settings, "read"):
+        for attempt in attempts(self._settings):
+            with attempt, faults(self._settings, "read"):
                 self._dataset.checkout_latest()  # type: ignore[no-untyped-call]
                 rows = self._dataset.to_table(columns=["note_id", "position"], filter=belongs_to(note_ids))
         return positions_of(rows)
 
-    def _commit(self, pending: list[Note]) -> None:
-        started = time.monotonic()
-        newest = newest_versions(pending)
-        rows = rows_of(newest.values(), dimension=self._dimension)
-        marker = self._marker.advanced(
-            (note.event.position for note in pending), commit_number=self._marker.commit_number + 1
+    def _epoch_of(self, notes: list[Note]) -> StoredEpoch:
+        newest = newest_versions(notes)
+        return StoredEpoch(
+            {storable(note_id): (note.event.position, _leaves_nothing(note)) for note_id, note in newest.items()},
+            rows_of(newest.values(), dimension=self._dimension),
+            self._marker.advanced(
+                (note.event.position for note in notes), commit_number=self._marker.commit_number + 1
+            ),
         )
-        for attempt in _attempts(self._settings):
-            with attempt, _faults(self._settings, "commit"):
-                self._merge(newest, rows)
-                self._dataset.update_metadata({MARKER: marker.to_json()})
-        self._marker = marker
+
+    def _commit(self, stored: _Stored) -> None:
+        started, epoch = time.monotonic(), stored.epoch
+        for attempt in attempts(self._settings):
+            with attempt, faults(self._settings, "commit"):
+                if epoch.notes:
+                    self._merge(epoch.notes, epoch.rows)
+                self._dataset.update_metadata({MARKER: epoch.marker.to_json()})
+        lance_pending.forget(self._settings, stored.reference)
         COMMITS.labels(store="vectors").inc()
         _log.debug(
             "vectors committed",
-            notes=len(newest),
-            chunks=rows.num_rows,
+            notes=len(epoch.notes),
+            chunks=epoch.rows.num_rows,
             fragments=len(self._dataset.get_fragments()),
             milliseconds=round((time.monotonic() - started) * 1000),
         )
@@ -285,50 +329,3 @@ class VectorPart(StatefulSinkPartition[Note, str]):
 
 def _leaves_nothing(note: Note) -> bool:
     return note.event.deleted or not note.chunks
-
-
-def _open(settings: Settings) -> lance.LanceDataset:
-    with _faults(settings, "open"):
-        return lance.dataset(settings.vectors_uri, storage_options=aws.lance_storage_options(settings))
-
-
-def _dimension(dataset: lance.LanceDataset) -> int:
-    return int(dataset.schema.field("embedding").type.list_size)
-
-
-def _check_dimension(settings: Settings, dataset: lance.LanceDataset, dimension: int) -> None:
-    if _dimension(dataset) != dimension:
-        raise SettingsError(mismatch(settings.vectors_uri, _dimension(dataset), dimension))
-
-
-def _attempts(settings: Settings) -> Iterator[tenacity.AttemptManager]:
-    return iter(
-        tenacity.Retrying(
-            # A process that slept within its first attempt looks once more: it may not be the writer any longer.
-            stop=tenacity.stop_after_delay(settings.retry_seconds) & tenacity.stop_after_attempt(2),
-            # Full jitter, so that two writers do not meet again and again.
-            wait=tenacity.wait_random_exponential(multiplier=0.1, max=LONGEST_WAIT_SECONDS),
-            retry=tenacity.retry_if_exception_type((CommitError, UnreachableError)),
-            reraise=True,
-        )
-    )
-
-
-@contextmanager
-def _faults(settings: Settings, doing: str) -> Iterator[None]:
-    """Turn pylance's errors, which are built-in ones with a text, into ours."""
-    uri = settings.vectors_uri
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError) as error:
-        text = str(error)
-        if "was not found" in text or "NoSuchBucket" in text:
-            raise MissingError(f"{uri} does not exist: run `pkm init`") from error
-        if "LanceError(IO)" in text or "Generic S3 error" in text:
-            raise UnreachableError(f"{uri} can't be reached ({doing}): {_brief(text)}") from error
-        raise CommitError(f"{uri} could not be changed ({doing}): {_brief(text)}") from error
-
-
-def _brief(text: str) -> str:
-    # The library adds the place in its own source after the message.
-    return text.partition(", /")[0].splitlines()[0]

@@ -10,7 +10,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 from core.errors import SettingsError
 from core.records import Note, Position, Vector
 
-__all__ = ["belongs_to", "mismatch", "positions_of", "rows_of", "schema_of"]
+__all__ = ["belongs_to", "mismatch", "positions_of", "rows_of", "schema_of", "storable"]
 
 
 def schema_of(dimension: int) -> pa.Schema:
@@ -51,10 +51,10 @@ def rows_of(notes: Iterable[Note], *, dimension: int) -> pa.Table:
     for note in notes:
         if note.event.deleted or not note.chunks:
             continue
-        note_id = _storable(note.event.note_id)
+        note_id = storable(note.event.note_id)
         position = _position_text(note.event.position)
         metadata = {
-            "source": _storable(note.event.source_type),
+            "source": storable(note.event.source_type),
             "timestamp": note.event.timestamp,
             "processing_version": note.processing_version,
         }
@@ -62,7 +62,7 @@ def rows_of(notes: Iterable[Note], *, dimension: int) -> pa.Table:
             columns["id"].append(f"{note_id}#{chunk.index}")
             columns["note_id"].append(note_id)
             columns["chunk"].append(chunk.index)
-            columns["text"].append(_storable(chunk.text))
+            columns["text"].append(storable(chunk.text))
             columns["position"].append(position)
             columns["metadata"].append(metadata)
         missing += [note.embeddings is None] * len(note.chunks)
@@ -99,14 +99,15 @@ def _embeddings(note: Note, dimension: int) -> Vector:
     return np.asarray(note.embeddings, np.float32)
 
 
-def _storable(text: str) -> str:
+def storable(text: str) -> str:
+    """Return `text` as the dataset holds it."""
     # Half a surrogate pair, which hostile JSON may hold, can't be written as UTF-8.
     return text.encode("utf-8", "replace").decode()
 
 
 def belongs_to(note_ids: Iterable[str]) -> str:
     """Return the SQL condition that a row is a chunk of one of these notes."""
-    quoted = ("'" + _storable(note_id).replace("'", "''") + "'" for note_id in note_ids)
+    quoted = ("'" + storable(note_id).replace("'", "''") + "'" for note_id in note_ids)
     return f"note_id IN ({', '.join(quoted)})"
 
 

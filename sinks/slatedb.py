@@ -13,6 +13,7 @@ import heapq
 import itertools
 import weakref
 from collections.abc import Coroutine, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import itemgetter
@@ -25,6 +26,7 @@ from bytewax.dataflow import Stream, operator
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 from slatedb import uniffi  # type: ignore[import-untyped]
 
+from core.deferred import deferred
 from core.errors import FencedError
 from core.first_error import noted
 from core.markers import Marker
@@ -33,7 +35,7 @@ from core.recovery.ownership import check_ownership
 from core.settings import Settings
 from core.telemetry import COMMITS
 from sinks import metadata_keys, metadata_store
-from sinks.async_thread import AsyncThread
+from sinks.async_thread import AsyncThread, finished
 from sinks.closing import CarefulPartition
 from sinks.metadata_records import changes, position_of
 from sinks.metadata_store import check_store, create_store
@@ -105,6 +107,8 @@ class MetadataPart(StatefulSinkPartition[Note, str]):
         self._settings = settings
         self._name = name
         self._pending: list[Note] = []
+        self._committing: list[Note] = []
+        self._running: Future[str] | None = None
         self._fenced = False
         self._thread = AsyncThread(f"metadata-{name}")
         # The engine drops partitions without closing them when any step of the flow fails.
@@ -113,18 +117,29 @@ class MetadataPart(StatefulSinkPartition[Note, str]):
         stored = self._run("read marker", self._db.get(metadata_keys.MARKER_KEY))
         self._marker = Marker.from_json(stored) if stored else Marker()
 
+    @property
+    def marker(self) -> Marker:
+        """What the part covers."""
+        return self._marker
+
     def write_batch(self, values: list[Note]) -> None:
         """Keep the notes until the epoch ends."""
         self._pending += values
 
     def snapshot(self) -> str:
-        """Commit the epoch and return the marker as JSON."""
-        again = covered_ids(self._pending, self._marker)
-        records = self._run("read", self._stored_records(again)) if again else {}
+        """Begin to commit the epoch; the state, which is the marker as JSON, is there when all is durable."""
+        self._finish()
+        self._committing, self._pending = self._pending, []
+        work = self._end_epoch(self._committing)
+        self._running = running = self._thread.start(work, seconds=self._settings.retry_seconds)
+        return deferred(lambda: self._result(running))
+
+    async def _end_epoch(self, notes: list[Note]) -> str:
+        again = covered_ids(notes, self._marker)
+        records = await self._stored_records(again) if again else {}
         stored = {note_id: position_of(record) for note_id, record in records.items() if record is not None}
-        if lacking := uncommitted(self._pending, self._marker, stored, leaves_nothing=_is_deletion):
-            self._run("commit", self._commit(lacking))
-        self._pending.clear()
+        if lacking := uncommitted(notes, self._marker, stored, leaves_nothing=_is_deletion):
+            await self._commit(lacking)
         return self._marker.to_json()
 
     async def _commit(self, pending: list[Note]) -> None:
@@ -161,14 +176,26 @@ class MetadataPart(StatefulSinkPartition[Note, str]):
         """Close the database; what was not committed comes again from the stream."""
         try:
             if not self._fenced:
+                self._finish()
                 self._run("close", self._db.shutdown())
         finally:
             self._close_thread()
 
+    def _finish(self) -> None:
+        # Without a recovery store nobody asks for the state of the epoch before.
+        running, self._running = self._running, None
+        if running is not None and running.cancelled():
+            self._pending = self._committing + self._pending
+        elif running is not None:
+            self._result(running)
+
     def _run(self, doing: str, work: Coroutine[Any, Any, _T]) -> _T:
+        return self._result(self._thread.start(work, seconds=self._settings.retry_seconds), doing=doing)
+
+    def _result(self, running: Future[_T], *, doing: str = "commit") -> _T:
         try:
             with metadata_store.faults(self._settings, self._name, doing):
-                return self._thread.run(work, seconds=self._settings.retry_seconds)
+                return finished(running)
         except FencedError:
             self._fenced = True
             raise

@@ -35,8 +35,10 @@ WRITES: dict[str, str] = {
     **{f"{table}:pointer": "the catalog is pointed to the new metadata file" for table in TABLES},
     "vectors:open": "Lance: the writer's token",
     "vectors:restore": "Lance: the version that makes an older writer's merge fail",
+    "vectors:store": "Lance: rows of an epoch are put on S3, to be merged beside the next one",
     "vectors:merge": "Lance: rows of an epoch are merged",
     "vectors:marker": "Lance: the marker follows the merge",
+    "vectors:forget": "Lance: rows that are merged are deleted",
     "metadata:open": "SlateDB: a part is opened, its former writer fenced",
     "metadata:write": "SlateDB: rows and marker in one batch, in memory",
     "metadata:flush": "SlateDB: the log is put on S3",
@@ -175,7 +177,7 @@ def flow_points(doom: Doom) -> None:
     from slatedb import uniffi
 
     from core.recovery import store
-    from sinks import iceberg_commit, iceberg_files
+    from sinks import iceberg_commit, iceberg_files, lance_pending
     from sinks import lance as vectors
 
     around(doom, iceberg_files, "_dataframe_to_data_files", lambda metadata, *_: f"{_table(metadata.location)}:file")
@@ -211,6 +213,8 @@ def flow_points(doom: Doom) -> None:
         "update_metadata",
         lambda _, values: "vectors:marker" if vectors.MARKER in values else "vectors:open",
     )
+    around(doom, lance_pending, "store", lambda *_: "vectors:store")
+    around(doom, lance_pending, "forget", lambda *_: "vectors:forget")
     around(doom, lance.LanceDataset, "restore", lambda _: "vectors:restore")
     around(doom, lance.MergeInsertBuilder, "execute", lambda *_: "vectors:merge")
     around(doom, uniffi.DbBuilder, "build", lambda _: "metadata:open")

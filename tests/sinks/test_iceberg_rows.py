@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from core.errors import CommitError
 from core.markers import Marker
 from core.records import Chunk, Concept, Document, Entity, Event, Failure, Note, Position, RawRecord, WindowAggregate
-from sinks.iceberg_commit import CommitQueue, PendingCommit, Standing, standing
+from sinks.commit_queue import CommitQueue
+from sinks.iceberg_commit import PendingCommit, Standing, standing
 from sinks.iceberg_epoch import last_per_key, lowest_positions, superseded
 from sinks.iceberg_rows import (
     Change,

@@ -19,6 +19,7 @@ from bytewax.dataflow import Dataflow
 from bytewax.testing import TestingSource, cluster_main, run_main
 
 from core import aws
+from core.deferred import settled
 from core.errors import FencedError, MissingError, UnreachableError
 from core.markers import Marker
 from core.records import Chunk, Concept, Document, Entity, Event, Note, Position, RawRecord
@@ -102,7 +103,7 @@ def write(settings: Settings, *epochs: list[Note], close: bool = True) -> list[s
 
 def _one_epoch(part: slatedb.MetadataPart, notes: list[Note]) -> str:
     part.write_batch(notes)
-    return part.snapshot()
+    return settled(part.snapshot())
 
 
 def keys(settings: Settings, prefix: str = "") -> list[str]:
@@ -191,7 +192,7 @@ def test_an_epoch_that_was_lost_before_its_commit_is_written_when_it_comes_again
     write(store, [note("n1", 1), note("n2", 2)])
     assert keys(store, "note/") == ["note/n1", "note/n2"]
     with pytest.raises(FencedError):
-        crashed.snapshot()
+        settled(crashed.snapshot())
     crashed.close()
 
 
@@ -252,8 +253,8 @@ def test_a_store_that_was_never_written_reads_as_empty(settings: Settings) -> No
 def test_storage_that_does_not_answer_is_named(store: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(aws, "endpoint", lambda service: "http://127.0.0.1:9")
     monkeypatch.setattr(metadata_store, "WRITER_OPTIONS", {"object_store_max_retries": "0"})
+    impatient = store.model_copy(update={"retry_seconds": 0.5})
     with pytest.raises(UnreachableError, match=f"s3://{store.bucket}/metadata/part-00"):
-        impatient = store.model_copy(update={"retry_seconds": 0.5})
         slatedb.MetadataSink(impatient).build_part("metadata.write", "part-00", None)
 
 
@@ -309,7 +310,7 @@ def test_an_interrupt_during_a_commit_is_neither_lost_nor_hangs(store: Settings)
             part.write_batch([note(f"n{number}", number)])
             signal.setitimer(signal.ITIMER_REAL, number * 1e-4)
             try:
-                part.snapshot()
+                settled(part.snapshot())
                 # Wait for the alarm: an interrupt that was swallowed above would never come.
                 time.sleep(5)
                 pytest.fail("the interrupt was lost")
