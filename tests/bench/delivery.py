@@ -4,7 +4,7 @@
 
 The flow has one core to itself; the local AWS and the proxy before it have the other, since in production they are
 not on the flow's machine. Contenders run in turns over the same documents, each in lakehouses of their own. A rate is
-notes a second from the first enriched batch until the last epoch is committed and every sink is closed.
+that of a stream that goes on: start-up, and the end of the last epoch, are left out (`bench.timed_flow`).
 """
 
 from __future__ import annotations
