@@ -15,7 +15,6 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
-from mimetypes import MimeTypes
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -24,6 +23,7 @@ import structlog
 from core.errors import MissingError
 from core.settings import Settings
 from producers.announce import SourceItem
+from producers.content_types import content_type_of
 
 __all__ = ["content_type_of", "files"]
 
@@ -35,27 +35,6 @@ LeftAlone = Callable[[str, str], None]
 class _Start(NamedTuple):
     root: Path
     path: Path
-
-
-# A table of our own: what the machine has in /etc must not change what a suffix means.
-_TYPES = MimeTypes(filenames=())
-for _suffix, _type in {
-    ".md": "text/markdown",
-    ".markdown": "text/markdown",
-    ".mdown": "text/markdown",
-    ".rst": "text/x-rst",
-    ".org": "text/x-org",
-    ".adoc": "text/asciidoc",
-    ".log": "text/plain",
-    ".text": "text/plain",
-    ".yaml": "application/yaml",
-    ".yml": "application/yaml",
-    ".toml": "application/toml",
-    ".jsonl": "application/jsonl",
-    ".ndjson": "application/jsonl",
-}.items():
-    _TYPES.add_type(_type, _suffix)
-_COMPRESSED = {"gzip": "application/gzip", "bzip2": "application/x-bzip2", "xz": "application/x-xz"}
 
 
 def files(
@@ -78,12 +57,6 @@ def files(
     report = on_left_alone or _log
     starts = [start for path in paths for start in _roots(str(path))]
     return _read_all(starts, settings.max_object_bytes, report, standard_input)
-
-
-def content_type_of(name: str) -> str | None:
-    """Tell the content type from a file name's suffix; None when the suffix says nothing."""
-    kind, encoding = _TYPES.guess_type(name)
-    return _COMPRESSED.get(encoding, "application/octet-stream") if encoding else kind
 
 
 def _log(path: str, reason: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 from core.errors import MissingError
 from core.settings import Settings
 from producers.announce import SourceItem
-from producers.files import content_type_of, files
+from producers.files import files
 
 SMALL = Settings().model_copy(update={"max_object_bytes": 1000})
 
@@ -160,22 +160,3 @@ def test_metadata_tells_path_size_and_time(vault: Path) -> None:
     os.utime(vault / "b.md", (0, 0))
     (item,), _ = read(vault / "b.md")
     assert item.metadata == {"path": "vault/b.md", "size": "3", "mtime": "1970-01-01T00:00:00+00:00"}
-
-
-@pytest.mark.parametrize(
-    ("name", "content_type"),
-    [
-        ("a.md", "text/markdown"),
-        ("A.MARKDOWN", "text/markdown"),
-        ("a.rst", "text/x-rst"),
-        ("a.txt", "text/plain"),
-        ("a.htm", "text/html"),
-        ("a.json", "application/json"),
-        ("a.pdf", "application/pdf"),
-        ("a.md.gz", "application/gzip"),
-        ("LICENSE", None),
-        ("a.unheard-of", None),
-    ],
-)
-def test_the_suffix_tells_the_content_type(name: str, content_type: str | None) -> None:
-    assert content_type_of(name) == content_type

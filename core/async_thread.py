@@ -1,4 +1,4 @@
-"""Runs coroutines on a thread of its own, for libraries whose callbacks a signal must not break into.
+"""Runs coroutines on a thread of its own: beside what the caller does, and where no signal breaks into callbacks.
 
 SlateDB's binding resumes a future from a C callback. Python runs signal handlers between any two steps of the main
 thread, callbacks included, and drops what they raise there: the interrupt would be lost and the future never end.
@@ -38,11 +38,15 @@ class AsyncThread:
 
         An interrupt of the calling thread cancels the work.
         """
-        running = asyncio.run_coroutine_threadsafe(_within(work, seconds), self._loop)
+        running = self.start(_within(work, seconds))
         try:
             return running.result()
         finally:
             running.cancel()
+
+    def start(self, work: Coroutine[Any, Any, _T]) -> Future[_T]:
+        """Begin `work` and give its future, which can be cancelled; what is closed before it ends is cancelled."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def close(self) -> None:
         """Cancel what still runs, close the loop and end the thread; closing again does nothing."""
