@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -82,13 +83,27 @@ class Deletion:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a producer did: items announced, objects uploaded or found in place, size and kinds of the content."""
+    """What a producer did: items announced, objects uploaded or found in place, size and kinds of the content; and
+    how many things it left alone, which it says by itself."""
 
     announced: int = 0
     uploaded: int = 0
     already_there: int = 0
     content_bytes: int = 0
     by_content_type: Mapping[str, int] = field(default_factory=dict)
+    left_alone: int = 0
+
+    def __add__(self, other: Summary) -> Summary:
+        """What both together did."""
+        types = Counter(self.by_content_type) + Counter(other.by_content_type)
+        return Summary(
+            self.announced + other.announced,
+            self.uploaded + other.uploaded,
+            self.already_there + other.already_there,
+            self.content_bytes + other.content_bytes,
+            dict(sorted(types.items())),
+            self.left_alone + other.left_alone,
+        )
 
 
 def raw_key(source_type: str, event_id: str) -> str:
