@@ -64,3 +64,71 @@ def ingest_s3(
             on_left_alone=screen.LeftAlone(),
         )
     screen.show_summary(summary, as_json=as_json)
+
+
+@app.command("api")
+def ingest_api(
+    url: Annotated[str, typer.Argument(metavar="URL", help="First page; PKM_API_TOKEN is sent as bearer token.")],
+    items: Annotated[str, typer.Option(metavar="PATH", help="JSONPath of the items in a page, such as $.data[*].")],
+    identifier: Annotated[
+        str, typer.Option("--id", metavar="PATH", help="JSONPath of an item's id, the same for all its versions.")
+    ] = "$.id",
+    content: Annotated[
+        str | None, typer.Option(metavar="PATH", help="JSONPath of an item's text; default: the item as JSON.")
+    ] = None,
+    content_type: Annotated[str | None, typer.Option(metavar="TYPE", help="Content type of such texts.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="What identities begin with; default: the URL without its query.")
+    ] = None,
+    next_page: Annotated[
+        str | None,
+        typer.Option("--next", metavar="PATH", help="JSONPath of the next page's address; default: Link header."),
+    ] = None,
+    next_param: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Query parameter for --next, when that is a token.")
+    ] = None,
+    page_param: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Query parameter that numbers the pages.")
+    ] = None,
+    cursor: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="JSONPath in an item; its largest value is kept."),
+    ] = None,
+    cursor_param: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Query parameter that takes that value, such as since.")
+    ] = None,
+    feed: Annotated[
+        bool, typer.Option("--feed", help="Items are only ever added at the end: go on at the last page.")
+    ] = False,
+    max_pages: Annotated[int, typer.Option(min=1, help="Read at most this many pages.")] = 10_000,
+    from_start: FromStart = False,
+    as_json: AsJson = False,
+) -> None:
+    """Ingest the items of a JSON API, page by page, from where the last run ended."""
+    from producers.api import ApiSource, poll
+
+    settings = configured_settings(patient=False)
+    source = ApiSource(
+        url=url,
+        items=items,
+        id=identifier,
+        content=content,
+        content_type=content_type,
+        name=name,
+        next=next_page,
+        next_parameter=next_param,
+        page_parameter=page_param,
+        cursor=cursor,
+        cursor_parameter=cursor_param,
+        feed=feed,
+    )
+    with screen.progress("polling", quiet=as_json) as advance:
+        summary = poll(
+            source,
+            settings=settings,
+            max_pages=max_pages,
+            from_start=from_start,
+            on_progress=advance,
+            on_left_alone=screen.LeftAlone(),
+        )
+    screen.show_summary(summary, as_json=as_json)
