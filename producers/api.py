@@ -27,8 +27,7 @@ from producers.addresses import check_url
 from producers.announce import announce
 from producers.api_pages import ApiPages, Page
 from producers.cursors import load_cursor, save_cursor
-from producers.file_listing import LeftAlone
-from producers.items import SourceItem, Summary
+from producers.items import LeftAlone, SourceItem, Summary
 
 __all__ = ["ApiSource", "Polled", "poll"]
 

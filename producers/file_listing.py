@@ -5,19 +5,18 @@ from __future__ import annotations
 import glob
 import os
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from core.errors import MissingError, SettingsError
 from producers.ignore_rules import IgnoreRules
+from producers.items import LeftAlone
 
-__all__ = ["STANDARD_INPUT", "FoundFile", "LeftAlone", "check_name", "list_files", "shown"]
+__all__ = ["STANDARD_INPUT", "FoundFile", "check_name", "list_files", "shown"]
 
 STANDARD_INPUT = "-"
-LeftAlone = Callable[[str, str], None]
-"""Hears a path and why it is left alone."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,8 @@ import structlog
 
 from core.settings import Settings
 from producers.content_types import content_type_of
-from producers.file_listing import STANDARD_INPUT, FoundFile, LeftAlone, list_files, shown
-from producers.items import SourceItem
+from producers.file_listing import STANDARD_INPUT, FoundFile, list_files, shown
+from producers.items import LeftAlone, SourceItem
 
 __all__ = ["files", "read_files"]
 
@@ -52,7 +52,7 @@ def files(
     Raises MissingError for a path that does not exist or a glob that matches nothing, and SettingsError for a `name`
     that can't begin an identity, before the first item.
     """
-    report = on_left_alone or log_left_alone
+    report = on_left_alone or _log_left_alone
     found = list_files(paths, name=name, ignore=ignore, report=report)
     return read_files(found, settings=settings, on_left_alone=report, standard_input=standard_input)
 
@@ -65,7 +65,7 @@ def read_files(
     standard_input: BinaryIO | None = None,
 ) -> Iterator[SourceItem]:
     """Read what `producers.file_listing.list_files` found, as `files` does."""
-    report, max_bytes = on_left_alone or log_left_alone, settings.max_object_bytes
+    report, max_bytes = on_left_alone or _log_left_alone, settings.max_object_bytes
     for one in found:
         if one.path == STANDARD_INPUT:
             item = _read_standard_input(standard_input or sys.stdin.buffer, max_bytes, report)
@@ -75,8 +75,7 @@ def read_files(
             yield item
 
 
-def log_left_alone(path: str, reason: str) -> None:
-    """Warn in the log that something is left alone."""
+def _log_left_alone(path: str, reason: str) -> None:
     structlog.get_logger(module=__name__).warning("left alone", path=path, reason=reason)
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from core.layout import RAW
 from core.records import event_identity
 
-__all__ = ["Deletion", "SourceItem", "StoredObject", "Summary", "check_source_type", "raw_key"]
+__all__ = ["Deletion", "LeftAlone", "SourceItem", "StoredObject", "Summary", "check_source_type", "raw_key"]
+
+LeftAlone = Callable[[str, str], None]
+"""Hears what a producer leaves alone (a path, an address), and why."""
 
 SOURCE_TYPE = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 

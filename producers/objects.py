@@ -34,8 +34,7 @@ from core.visible import visible
 from producers.announce import announce_stored
 from producers.content_types import content_type_of
 from producers.cursors import load_cursor, save_cursor
-from producers.file_listing import LeftAlone
-from producers.items import StoredObject, Summary, raw_key
+from producers.items import LeftAlone, StoredObject, Summary, raw_key
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError
 from obstore.store import S3Store
 
 from core import aws
@@ -116,7 +116,8 @@ class Uploads:
     async def _exists(self, key: str) -> bool:
         try:
             await obstore.head_async(self._store, key)
-        except FileNotFoundError:
+        except (FileNotFoundError, PermissionDeniedError, PermissionError):
+            # Who may only put finds out by putting.
             return False
         return True
 

@@ -6,7 +6,7 @@ import io
 import zipfile
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from producers.content_types import content_type_of, detect_content_type
@@ -65,11 +65,13 @@ def test_the_name_goes_before_the_bytes() -> None:
     assert detect_content_type(b"plain", name="README") == "text/plain"
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=400))
 def test_any_bytes_have_a_type_that_a_record_can_name(content: bytes) -> None:
     assert detect_content_type(content).isprintable()
 
 
+@settings(deadline=None)
 @given(st.text(min_size=1, max_size=200).filter(lambda text: "\0" not in text and text.isprintable()))
 def test_text_is_text_whatever_it_begins_with(text: str) -> None:
     kind = detect_content_type(text.encode())

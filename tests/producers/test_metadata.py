@@ -6,7 +6,7 @@ from urllib.parse import unquote
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from builders import NOW, record_of
@@ -16,11 +16,11 @@ from producers.items import StoredObject
 from producers.metadata import ATTRIBUTE_BYTES, as_texts, place
 from producers.stream import announcement_of
 
-TEXTS = st.dictionaries(
-    st.text(max_size=60), st.text(max_size=300) | st.text(min_size=1, max_size=3).map(lambda t: t * 4000), max_size=90
-)
+LONG = st.builds(lambda character, count: character * count, st.sampled_from("x\u00fc\0"), st.integers(0, 1250))
+TEXTS = st.dictionaries(st.text(max_size=20), st.text(max_size=20) | LONG, max_size=80)
 
 
+@settings(deadline=None)
 @given(TEXTS)
 def test_each_place_takes_what_it_is_given(metadata: dict[str, str]) -> None:
     placed = place(metadata, identity="a", own={"note-id": "0" * 32})
