@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -25,6 +26,10 @@ __all__ = ["Ready", "Uploads"]
 
 ASK_FIRST_BYTES = 64 * 1024
 """Above this size it is asked whether the object is there before its bytes travel; below, asking costs more."""
+
+CONFLICT_SECONDS = 0.2
+# The client tells this answer (409) and that the object is there (412) with the same exception.
+_UNDER_WAY = "ConditionalRequestConflict"
 
 # What the flow takes for a content type.
 _CONTENT_TYPE = re.compile(r"[\x20-\x7e]{1,256}")
@@ -95,12 +100,7 @@ class Uploads:
             try:
                 if len(content) > ASK_FIRST_BYTES and await self._exists(key):
                     return False
-                # The key names the content by a digest, so an object that exists is the same object.
-                await obstore.put_async(
-                    self._store, key, content, mode="create", attributes=attributes, use_multipart=False
-                )
-            except AlreadyExistsError:
-                return False
+                return await self._create(key, content, attributes)
             except FileNotFoundError as error:
                 raise MissingError(
                     f'bucket "{self._settings.bucket}" does not exist: run `pkm init`, or set PKM_BUCKET'
@@ -111,7 +111,24 @@ class Uploads:
                     f'bucket "{self._settings.bucket}" at {where} did not take "{stored.identity}": {reason(error)}; '
                     "the same command completes what is missing"
                 ) from error
-        return True
+
+    async def _create(self, key: str, content: bytes, attributes: obstore.Attributes) -> bool:
+        ends = time.monotonic() + self._settings.retry_seconds
+        while True:
+            try:
+                await obstore.put_async(
+                    self._store, key, content, mode="create", attributes=attributes, use_multipart=False
+                )
+            except AlreadyExistsError as error:
+                # The key names the content by a digest, so an object that exists is the same object.
+                if _UNDER_WAY not in str(error):
+                    return False
+                # Another put of it is under way, which may yet fail.
+                if time.monotonic() > ends:
+                    raise
+            else:
+                return True
+            await asyncio.sleep(CONFLICT_SECONDS)
 
     async def _exists(self, key: str) -> bool:
         try:
