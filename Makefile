@@ -16,10 +16,10 @@ RUN := OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) OPENBLAS_NUM_THREAD
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo servers test chaos faults kinesis reshard bench check lock image clean
+.PHONY: help setup demo servers test chaos faults kinesis reshard bench bench-producers check lock image clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.complete ## make .venv with pkm in it, from requirements.lock
 
@@ -50,6 +50,9 @@ reshard: setup servers ## 100,000 records over shards that split and merge, read
 
 bench: setup servers ## measure the source: records a second against boto3 alone, CPU time, an idle flow (minutes)
 	@PYTHONPATH=.:tests $(RUN) $(BIN)/python -m bench.source
+
+bench-producers: setup ## measure producers: objects a second against a bare loop of boto3 calls (2 minutes)
+	@PYTHONPATH=.:tests $(RUN) $(BIN)/python -m bench.producers
 
 check: setup ## lint, format, types, layers
 	$(BIN)/ruff check .

@@ -79,22 +79,26 @@ def kinesis_client(settings: Settings) -> KinesisClient:
     )
 
 
-def s3_client(settings: Settings) -> S3Client:
-    """Return an S3 client for control calls such as creating the bucket; objects go through `object_store`."""
+def s3_client(settings: Settings, *, connections: int = 10) -> S3Client:
+    """Return an S3 client for control calls such as creating the bucket, listing and copying between buckets.
+
+    Bytes go through `object_store`. Safe to share between threads; `connections` are kept open.
+    """
     return boto3.client(
         "s3",
         region_name=region(settings),
         endpoint_url=endpoint("s3"),
-        config=client_config(settings, attempts=ATTEMPTS),
+        config=client_config(settings, attempts=ATTEMPTS, connections=connections),
     )
 
 
-def client_config(settings: Settings, *, attempts: int) -> Config:
-    """Time-outs and attempts of a boto3 client."""
+def client_config(settings: Settings, *, attempts: int, connections: int = 10) -> Config:
+    """Time-outs, attempts and connections of a boto3 client."""
     return Config(
         connect_timeout=CONNECT_SECONDS,
         read_timeout=settings.request_seconds,
         retries={"mode": "standard", "total_max_attempts": attempts},
+        max_pool_connections=connections,
     )
 
 

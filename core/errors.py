@@ -2,6 +2,7 @@
 
 PkmError
 ├── SettingsError        a setting is unknown, missing or has a value that can't be used
+├── ForbiddenAddressError  a producer was pointed at an address that it may not connect to
 ├── UnreachableError     an endpoint (S3, Kinesis, catalog) did not answer, or refused
 ├── MissingError         a stream, bucket, table or note that should exist does not
 ├── ModelError           a model can't be found or loaded
@@ -21,6 +22,7 @@ __all__ = [
     "CommitError",
     "FailureRateError",
     "FencedError",
+    "ForbiddenAddressError",
     "MissingError",
     "ModelError",
     "PkmError",
@@ -40,6 +42,10 @@ class PkmError(Exception):
 
 class SettingsError(PkmError):
     """A setting is unknown, missing or unusable."""
+
+
+class ForbiddenAddressError(PkmError):
+    """An address or redirect leads to where producers may not connect to."""
 
 
 class UnreachableError(PkmError):

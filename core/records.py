@@ -29,6 +29,7 @@ __all__ = [
     "Watermark",
     "WindowAggregate",
     "event_identity",
+    "event_identity_of_digest",
     "note_identity",
 ]
 
@@ -102,6 +103,8 @@ class Event:
     """Set when the record is a dead letter that was put on the stream again."""
     outdated: bool = False
     """True when the note has a newer version by now: bronze takes the event, the note stays as it is."""
+    metadata_sha256: str | None = None
+    """Set when the whole metadata is an object of its own, which its digest names (`core.layout`)."""
 
     @property
     def position(self) -> Position:
@@ -231,7 +234,12 @@ def note_identity(source_type: str, identity: str) -> str:
 
 def event_identity(source_type: str, identity: str, content: bytes) -> str:
     """Name one version of a note: 32 hex digits over its identity and its content."""
-    return _digest(source_type.encode(), identity.encode(), hashlib.sha256(content).digest())
+    return event_identity_of_digest(source_type, identity, hashlib.sha256(content).digest())
+
+
+def event_identity_of_digest(source_type: str, identity: str, content_sha256: bytes) -> str:
+    """Name one version of a note by the SHA-256 (32 bytes) of its content, for content that is not in memory."""
+    return _digest(source_type.encode(), identity.encode(), content_sha256)
 
 
 def _digest(*parts: bytes) -> str:

@@ -110,6 +110,13 @@ class Settings(BaseSettings):
     memory_dir_bytes: Annotated[int, Field(ge=1)] | None = Field(
         None, description="most that recovery state and fetched models may take in memory; default all of /dev/shm"
     )
+    api_token: SecretStr | None = Field(None, description="bearer token of `pkm ingest api`")
+    api_page_bytes: Annotated[int, Field(ge=1)] = Field(
+        32 * 1024 * 1024, description="largest page that an API may answer, unpacked"
+    )
+    api_patience_seconds: Annotated[float, Field(ge=0)] = Field(
+        900.0, description="how long an API may ask to wait for one page"
+    )
     allow_private_addresses: bool = Field(False, description="lets producers reach private hosts")
     log_format: Literal["console", "json"] = Field("console", description="how logs are written")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")

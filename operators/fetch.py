@@ -8,7 +8,7 @@ import random
 import threading
 import weakref
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TypeVar, cast
 
@@ -17,10 +17,12 @@ import obstore
 from bytewax.dataflow import Stream, operator
 from obstore.exceptions import GenericError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import ObjectStore
+from pydantic import TypeAdapter, ValidationError
 
 from core import aws, layout
 from core.errors import MissingError, UnreachableError
 from core.first_error import noted
+from core.layout import MAX_LONG_METADATA_BYTES
 from core.records import Event, Failure, FetchedEvent
 from core.settings import Settings
 from core.telemetry import FAILURES
@@ -33,6 +35,7 @@ BODY_ATTEMPTS = 4
 BODY_BACKOFF_SECONDS = 0.2
 
 _Result = TypeVar("_Result")
+_TEXTS = TypeAdapter(dict[str, str])
 
 
 @dataclass(frozen=True)
@@ -147,11 +150,14 @@ class Fetcher:
 
     async def _read(self, event: Event) -> FetchedEvent | Failure:
         try:
-            body = await self._body(event)
+            body = await self._body(event.s3_key, self._max_object_bytes)
+            whole = None
+            if event.metadata_sha256 is not None:
+                whole = await self._body(layout.long_metadata_key(event.metadata_sha256), MAX_LONG_METADATA_BYTES)
         except FileNotFoundError as error:
             if "<Code>NoSuchBucket</Code>" in str(error):
                 raise MissingError(f"bucket {self._bucket} does not exist: run `pkm init`") from error
-            return _failure(event, "MissingObject", "the object does not exist")
+            return _failure(event, "MissingObject", "the object, or that of its metadata, does not exist")
         except ValueError:
             return _failure(event, "InvalidKey", "the object key has an empty, dotted or unprintable segment")
         except (PermissionDeniedError, PermissionError, UnauthenticatedError) as error:
@@ -172,16 +178,21 @@ class Fetcher:
             )
         if event.content_sha256 is not None and hashlib.sha256(body).hexdigest() != event.content_sha256:
             return _failure(event, "ChecksumMismatch", "the object's SHA-256 is not the one that the event names")
+        if whole is not None:
+            metadata = _metadata(whole, event.metadata_sha256)
+            if metadata is None:
+                return _failure(event, "InvalidMetadata", "the object of its metadata is not what the event names")
+            event = replace(event, metadata={**metadata, **event.metadata})
         return FetchedEvent(event, body)
 
-    async def _body(self, event: Event) -> bytes | int:
-        """Return the object's bytes, or its size when that is over the limit (then nothing of it was read)."""
+    async def _body(self, key: str, max_bytes: int) -> bytes | int:
+        """Return an object's bytes, or its size when that is over the limit (then nothing of it was read)."""
         attempt = 0
         while True:
             # The client retries requests by itself; a connection that breaks within the body it does not.
-            result = await obstore.get_async(self._store, event.s3_key)
+            result = await obstore.get_async(self._store, key)
             size = result.meta["size"]
-            if size > self._max_object_bytes:
+            if size > max_bytes:
                 return size
             try:
                 return bytes(await result.bytes_async())
@@ -191,6 +202,16 @@ class Fetcher:
                     raise
             # Jitter only spreads load, it need not be unpredictable.
             await asyncio.sleep(random.uniform(0, BODY_BACKOFF_SECONDS * 2**attempt))  # noqa: S311
+
+
+def _metadata(whole: bytes | int, sha256: str | None) -> dict[str, str] | None:
+    """Read metadata that is an object of its own; None when it is too large, another, or no texts."""
+    if isinstance(whole, int) or hashlib.sha256(whole).hexdigest() != sha256:
+        return None
+    try:
+        return _TEXTS.validate_json(whole, strict=True)
+    except ValidationError:
+        return None
 
 
 async def _all_or_first_fault(work: list[Awaitable[_Result]]) -> list[_Result]:

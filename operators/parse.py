@@ -83,6 +83,7 @@ class _Record(BaseModel):
     content_sha256: _Sha256 | None = None
     note_id: _Identity | None = None
     deleted: bool = False
+    metadata_sha256: _Sha256 | None = None
     redriven: _Redriven | None = None
 
     @field_validator("s3_key")
@@ -168,6 +169,7 @@ def parse_record(record: RawRecord, *, bucket: str, now: datetime) -> Event | Fa
         record=record,
         redrive=Redrive(fields.redriven.attempt, fields.redriven.arrival_time) if fields.redriven else None,
         outdated=fields.redriven.outdated if fields.redriven else False,
+        metadata_sha256=fields.metadata_sha256.lower() if fields.metadata_sha256 else None,
     )
 
 

@@ -82,11 +82,12 @@ def demo(
 ) -> None:
     """Run it all once on a local AWS: ingest, process, search."""
     from pkm.demo import run_demo
+    from pkm.demo_screen import show_demo
 
     report = run_demo(
         path=path, documents=documents, question=question, show=screen.quiet if as_json else screen.step
     )
-    screen.show_demo(report, as_json=as_json)
+    show_demo(report, as_json=as_json)
     if report.missing:
         raise VerificationError("; ".join(report.missing))
 

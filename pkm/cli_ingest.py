@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -11,6 +12,10 @@ from pkm.options import AsJson, configured_settings
 
 __all__ = ["app"]
 
+FromStart = Annotated[
+    bool, typer.Option("--from-start", help="Forget where the last run ended, and announce everything.")
+]
+
 app = typer.Typer(help="Put documents on S3 and announce them on the stream.", no_args_is_help=True)
 
 
@@ -19,12 +24,111 @@ def ingest_files(
     paths: Annotated[
         list[str], typer.Argument(metavar="PATH…", help="Files, folders, globs, or - for standard input.")
     ],
+    name: Annotated[
+        str | None,
+        typer.Option(help="What identities begin with instead of the folder's own name; for folders that share one."),
+    ] = None,
+    no_ignore: Annotated[
+        bool, typer.Option("--no-ignore", help="Read what .gitignore and .pkmignore leave out, too.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Ingest files and folders."""
-    from producers import announce, files
+    from producers import announce, file_listing, files
 
     settings = configured_settings(patient=False)
-    with screen.progress("ingesting", quiet=as_json) as advance:
-        summary = announce.announce(files.files(paths, settings=settings), settings=settings, on_progress=advance)
+    left_alone = screen.LeftAlone()
+    found = list(file_listing.list_files(paths, name=name, ignore=not no_ignore, report=left_alone))
+    with screen.progress("ingesting", quiet=as_json, total=len(found)) as advance:
+        items = files.read_files(found, settings=settings, on_left_alone=left_alone)
+        summary = announce.announce(items, settings=settings, on_progress=advance)
+    screen.show_summary(replace(summary, left_alone=left_alone.count), as_json=as_json)
+
+
+@app.command("s3")
+def ingest_s3(
+    address: Annotated[str, typer.Argument(metavar="s3://BUCKET/PREFIX", help="Where others drop objects.")],
+    from_start: FromStart = False,
+    as_json: AsJson = False,
+) -> None:
+    """Pick up objects that are new or changed since the last run; what is deleted there stays a note."""
+    from producers.objects import pick_up
+
+    settings = configured_settings(patient=False)
+    with screen.progress("picking up", quiet=as_json) as advance:
+        summary = pick_up(
+            address,
+            settings=settings,
+            from_start=from_start,
+            on_progress=advance,
+            on_left_alone=screen.LeftAlone(),
+        )
+    screen.show_summary(summary, as_json=as_json)
+
+
+@app.command("api")
+def ingest_api(
+    url: Annotated[str, typer.Argument(metavar="URL", help="First page; PKM_API_TOKEN is sent as bearer token.")],
+    items: Annotated[str, typer.Option(metavar="PATH", help="JSONPath of the items in a page, such as $.data[*].")],
+    identifier: Annotated[
+        str, typer.Option("--id", metavar="PATH", help="JSONPath of an item's id, the same for all its versions.")
+    ] = "$.id",
+    content: Annotated[
+        str | None, typer.Option(metavar="PATH", help="JSONPath of an item's text; default: the item as JSON.")
+    ] = None,
+    content_type: Annotated[str | None, typer.Option(metavar="TYPE", help="Content type of such texts.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="What identities begin with; default: the URL without its query.")
+    ] = None,
+    next_page: Annotated[
+        str | None,
+        typer.Option("--next", metavar="PATH", help="JSONPath of the next page's address; default: Link header."),
+    ] = None,
+    next_param: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Query parameter for --next, when that is a token.")
+    ] = None,
+    page_param: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Query parameter that numbers the pages.")
+    ] = None,
+    cursor: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="JSONPath in an item; its largest value is kept."),
+    ] = None,
+    cursor_param: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Query parameter that takes that value, such as since.")
+    ] = None,
+    feed: Annotated[
+        bool, typer.Option("--feed", help="Items are only ever added at the end: go on at the last page.")
+    ] = False,
+    max_pages: Annotated[int, typer.Option(min=1, help="Read at most this many pages.")] = 10_000,
+    from_start: FromStart = False,
+    as_json: AsJson = False,
+) -> None:
+    """Ingest the items of a JSON API, page by page, from where the last run ended."""
+    from producers.api import ApiSource, poll
+
+    settings = configured_settings(patient=False)
+    source = ApiSource(
+        url=url,
+        items=items,
+        id=identifier,
+        content=content,
+        content_type=content_type,
+        name=name,
+        next=next_page,
+        next_parameter=next_param,
+        page_parameter=page_param,
+        cursor=cursor,
+        cursor_parameter=cursor_param,
+        feed=feed,
+    )
+    with screen.progress("polling", quiet=as_json) as advance:
+        summary = poll(
+            source,
+            settings=settings,
+            max_pages=max_pages,
+            from_start=from_start,
+            on_progress=advance,
+            on_left_alone=screen.LeftAlone(),
+        )
     screen.show_summary(summary, as_json=as_json)

@@ -17,7 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -26,16 +35,15 @@ from core.visible import visible, visible_json
 
 if TYPE_CHECKING:
     from pkm.dead_letters import Redriven
-    from pkm.demo import DemoReport
     from sinks.lance import SearchHit
 
 __all__ = [
+    "LeftAlone",
     "complain",
     "flow_progress",
     "leave_progress",
     "progress",
     "quiet",
-    "show_demo",
     "show_environment",
     "show_fields",
     "show_hits",
@@ -77,10 +85,11 @@ def quiet(message: str) -> None:
 
 
 @contextmanager
-def progress(what: str, *, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """Show a running count on a terminal; gives a function that takes how many more are done."""
-    with _bar(quiet=quiet) as bar:
-        task = bar.add_task(what, total=None)
+def progress(what: str, *, quiet: bool, total: int | None = None) -> Iterator[Callable[[int], None]]:
+    """Show a running count and rate on a terminal, and the time left where `total` is known; gives a function that
+    takes how many more are done."""
+    with _bar(quiet=quiet, timed=True) as bar:
+        task = bar.add_task(what, total=total)
         yield lambda count: bar.advance(task, count)
 
 
@@ -132,12 +141,21 @@ class _Count(ProgressColumn):
         return Text(f"{task.completed:.0f}{of_all} documents", style="green")
 
 
-def _bar(*, quiet: bool) -> Progress:
+class _Rate(ProgressColumn):
+    """Documents a second."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.0f}/s", style="dim")
+
+
+def _bar(*, quiet: bool, timed: bool = False) -> Progress:
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}", table_column=Column(no_wrap=True)),
         BarColumn(),
         _Count(table_column=Column(no_wrap=True)),
+        *((_Rate(table_column=Column(no_wrap=True)), TimeRemainingColumn(compact=True)) if timed else ()),
         TimeElapsedColumn(),
         console=messages,
         disable=quiet or not messages.is_terminal,
@@ -256,32 +274,29 @@ def show_note(note: Mapping[str, Any], *, as_json: bool) -> None:
     )
 
 
+class LeftAlone:
+    """Says what a producer leaves alone as it comes, and counts it."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, name: str, reason: str) -> None:
+        """Say that `name` is left alone, and why."""
+        self.count += 1
+        messages.print(Text("left alone: ", style="yellow") + Text(_one_line(f"{name}: {reason}")), soft_wrap=True)
+
+
 def show_summary(summary: Any, *, as_json: bool) -> None:
-    """Print what a producer did."""
-    show_fields(asdict(summary), title="ingested", as_json=as_json)
-
-
-def show_demo(report: DemoReport, *, as_json: bool) -> None:
-    """Print what the demo found in every store."""
+    """Print what a producer did, and how many documents of which type where its `summary` tells."""
+    fields = asdict(summary)
     if as_json:
-        _print_json(asdict(report))
+        _print_json(fields)
         return
-    output.print()
-    show_rows(
-        [{"store": name, "rows": rows} for name, rows in report.rows.items()], as_json=False, title="What is where"
-    )
-    for title, rows in (
-        ("Top concepts", report.concepts),
-        ("Top entities", report.entities),
-        ("Windows of 5 minutes", report.windows),
-    ):
-        output.print()
-        show_rows(rows, as_json=False, title=title)
-    output.print()
-    output.print(Text(f'Search: "{_one_line(report.question)}"', style="italic"), soft_wrap=True)
-    show_hits(report.hits, as_json=False)
-    output.print()
-    output.print(f"{report.documents} documents in {report.seconds:.0f} s", style="bold")
+    types = fields.pop("by_content_type", {})
+    show_fields(fields, title="ingested", as_json=False)
+    if types:
+        by_count = sorted(types.items(), key=lambda item: -item[1])
+        show_rows([{"content_type": name, "documents": count} for name, count in by_count], as_json=False)
 
 
 def _short(value: Any) -> Any:

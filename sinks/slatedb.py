@@ -26,6 +26,7 @@ from bytewax.dataflow import Stream, operator
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 from slatedb import uniffi  # type: ignore[import-untyped]
 
+from core.async_thread import AsyncThread, finished
 from core.deferred import deferred
 from core.errors import FencedError
 from core.first_error import noted
@@ -35,7 +36,6 @@ from core.recovery.ownership import check_ownership
 from core.settings import Settings
 from core.telemetry import COMMITS
 from sinks import metadata_keys, metadata_store
-from sinks.async_thread import AsyncThread, finished
 from sinks.closing import CarefulPartition
 from sinks.metadata_records import changes, position_of
 from sinks.metadata_store import check_store, create_store

@@ -16,6 +16,7 @@ from core import aws
 from core.records import event_identity, note_identity
 from core.recovery.store import SnapshotStore
 from core.settings import Settings
+from json_api import by_link, serving_api
 from pkm.initialise import initialise
 from sinks import iceberg_catalog, lance
 
@@ -120,3 +121,18 @@ def test_commands_run_on_a_read_only_system_too(settings: Settings) -> None:
     )
     assert done.returncode == 0, done.stderr[-4000:]
     assert iceberg_catalog.row_count(settings, "silver.notes") == 1
+
+
+def test_objects_and_items_of_an_api_are_ingested_on_a_read_only_system_too(settings: Settings) -> None:
+    initialise(settings)
+    pkm = Path(sys.executable).with_name("pkm")
+    obstore.put(aws.object_store(settings), "inbox/a.md", b"# Dropped")
+    with serving_api() as api:
+        api.answer = by_link
+        done = within(
+            f"{pkm} ingest s3 s3://{settings.bucket}/inbox --json && "
+            f"{pkm} ingest api {api.url} --items '$.data[*]' --content '$.text' --json",
+            PKM_ALLOW_PRIVATE_ADDRESSES="1",
+        )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.count('"announced"') == 2

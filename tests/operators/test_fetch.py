@@ -21,6 +21,7 @@ from obstore.store import S3Store
 from builders import event_of
 from core import aws
 from core.errors import MissingError, UnreachableError
+from core.layout import long_metadata_key
 from core.records import Event, Failure, FetchedEvent
 from core.settings import Settings
 from operators import fetch
@@ -159,6 +160,44 @@ def test_content_that_is_not_what_the_event_names_is_a_failure(settings: Setting
     with fetcher(settings) as made:
         assert made.fetch([right]) == [FetchedEvent(right, BODY)]
     assert failure_of(settings, replace(right, content_sha256="0" * 64)).error == "ChecksumMismatch"
+
+
+def test_metadata_that_is_an_object_of_its_own_is_read_with_the_content(settings: Settings) -> None:
+    store = aws.object_store(settings)
+    obstore.put(store, "raw/a.md", BODY)
+    whole = b'{"transcript":"long","path":"a.md"}'
+    digest = hashlib.sha256(whole).hexdigest()
+    obstore.put(store, long_metadata_key(digest), whole)
+    one = event("raw/a.md", bucket=settings.bucket, metadata={"path": "a.md"}, metadata_sha256=digest)
+    with fetcher(settings) as made:
+        (outcome,) = made.fetch([one])
+    assert isinstance(outcome, FetchedEvent)
+    assert outcome.event == replace(one, metadata={"path": "a.md", "transcript": "long"})
+
+
+@pytest.mark.parametrize(
+    ("whole", "error"),
+    [
+        (None, "MissingObject"),
+        (b'{"a":1}', "InvalidMetadata"),
+        (b"[]", "InvalidMetadata"),
+        (b"\xff", "InvalidMetadata"),
+        (b'{"a":"' + b"x" * 300_000 + b'"}', "InvalidMetadata"),
+    ],
+)
+def test_metadata_that_is_not_what_the_event_names_is_a_failure(
+    settings: Settings, whole: bytes | None, error: str
+) -> None:
+    store = aws.object_store(settings)
+    obstore.put(store, "raw/a.md", BODY)
+    digest = hashlib.sha256(whole or b"").hexdigest()
+    if whole is not None:
+        obstore.put(store, long_metadata_key(digest), whole)
+    one = event("raw/a.md", bucket=settings.bucket, metadata_sha256=digest)
+    assert failure_of(settings, one).error == error
+    if whole is not None:
+        obstore.put(store, long_metadata_key(digest), b'{"a":"forged"}')
+        assert failure_of(settings, one).error == "InvalidMetadata"
 
 
 @pytest.mark.parametrize("key", ["a//b", "/a", "a/", "./a", "a/../b"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+import time
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from pkm import screen
+from producers.items import Summary
 from sinks.lance import SearchHit
 
 HOSTILE = "[bold red]x[/] \x1b[2J\x1b]0;t\x07 \x9b31m \u202e end\n# next"
@@ -116,3 +119,30 @@ def test_nothing_is_said_to_be_nothing(shown: Any) -> None:
     assert shown(screen.show_rows, [], as_json=False) == "no rows\n"
     assert shown(screen.show_hits, [], as_json=False) == "nothing found\n"
     assert orjson.loads(shown(screen.show_rows, [], as_json=True)) == []
+
+
+def test_a_summary_has_a_line_for_each_type_the_most_frequent_first(shown: Any) -> None:
+    summary = Summary(30, 20, 10, 12_345, {"text/html": 10, "text/markdown": 20}, left_alone=3)
+    lines = shown(screen.show_summary, summary, as_json=False).splitlines()
+    assert [line.split() for line in lines[-2:]] == [["text/markdown", "20"], ["text/html", "10"]]
+    assert ["left_alone", "3"] in [line.split() for line in lines]
+    assert orjson.loads(shown(screen.show_summary, summary, as_json=True))["by_content_type"]["text/html"] == 10
+
+
+def test_progress_tells_count_rate_and_time_left(shown: Any) -> None:
+    def advance() -> None:
+        with screen.progress("ingesting", quiet=False, total=400) as advance:
+            for _ in range(3):
+                advance(100)
+                time.sleep(0.01)
+
+    last = shown(advance, width=120, terminal=True)
+    assert "300/400 documents" in last
+    assert re.search(r"[\d,]+/s", last)
+    assert re.search(r"\d\d:\d\d.*\d:\d\d:\d\d", last)
+
+
+def test_what_is_left_alone_is_said_as_it_comes_and_counted(shown: Any) -> None:
+    left_alone = screen.LeftAlone()
+    assert shown(left_alone, "a.md", HOSTILE) == f"left alone: a.md: {SAFE}\n"
+    assert left_alone.count == 1

@@ -6,13 +6,14 @@ import io
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from core.errors import MissingError
+from core.errors import MissingError, SettingsError
 from core.settings import Settings
 from producers.announce import SourceItem
-from producers.files import content_type_of, files
+from producers.files import files
 
 SMALL = Settings().model_copy(update={"max_object_bytes": 1000})
 
@@ -29,14 +30,16 @@ def vault(tmp_path: Path) -> Path:
     return root
 
 
-def read(*paths: Path | str, stdin: bytes = b"") -> tuple[list[SourceItem], dict[str, str]]:
+def read(*paths: Path | str, stdin: bytes = b"", **options: Any) -> tuple[list[SourceItem], dict[str, str]]:
     left_alone: dict[str, str] = {}
-    found = files(paths, settings=SMALL, on_left_alone=left_alone.__setitem__, standard_input=io.BytesIO(stdin))
+    found = files(
+        paths, settings=SMALL, on_left_alone=left_alone.__setitem__, standard_input=io.BytesIO(stdin), **options
+    )
     return list(found), left_alone
 
 
-def identities(*paths: Path | str) -> list[str]:
-    return [item.identity for item in read(*paths)[0]]
+def identities(*paths: Path | str, **options: Any) -> list[str]:
+    return [item.identity for item in read(*paths, **options)[0]]
 
 
 def test_a_folder_gives_all_below_it_in_order_without_hidden_names(vault: Path) -> None:
@@ -162,20 +165,45 @@ def test_metadata_tells_path_size_and_time(vault: Path) -> None:
     assert item.metadata == {"path": "vault/b.md", "size": "3", "mtime": "1970-01-01T00:00:00+00:00"}
 
 
-@pytest.mark.parametrize(
-    ("name", "content_type"),
-    [
-        ("a.md", "text/markdown"),
-        ("A.MARKDOWN", "text/markdown"),
-        ("a.rst", "text/x-rst"),
-        ("a.txt", "text/plain"),
-        ("a.htm", "text/html"),
-        ("a.json", "application/json"),
-        ("a.pdf", "application/pdf"),
-        ("a.md.gz", "application/gzip"),
-        ("LICENSE", None),
-        ("a.unheard-of", None),
-    ],
-)
-def test_the_suffix_tells_the_content_type(name: str, content_type: str | None) -> None:
-    assert content_type_of(name) == content_type
+def test_folders_that_only_share_a_name_are_told_apart_by_another_name(vault: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other" / "vault"
+    other.mkdir(parents=True)
+    (other / "b.md").write_text("another note")
+    assert identities(other, name="ann/vault") == ["ann/vault/b.md"]
+    assert identities(other / "b.md", name="ann") == identities(f"{other}/*.md", name="ann") == ["ann/b.md"]
+    assert identities(vault, name="vault") == identities(vault)
+
+
+@pytest.mark.parametrize("name", ["", "/", "/ann", "..", "a/../b", "a\nb", "."])
+def test_a_name_that_can_not_begin_an_identity_is_refused(vault: Path, name: str) -> None:
+    with pytest.raises(SettingsError, match="can't be the name of a folder"):
+        files([vault], settings=SMALL, name=name)
+
+
+def test_what_ignore_rules_leave_out_is_left_alone_unless_it_is_given_by_itself(vault: Path) -> None:
+    (vault / ".gitignore").write_text("*.html\ndrafts/\n!a.html\n")
+    (vault / "topics" / ".pkmignore").write_text("*.rst\n")
+    (vault / "drafts").mkdir()
+    (vault / "drafts" / "kept.md").write_text("draft")
+    (vault / "c.html").write_text("<h1>C</h1>")
+    expected = ["vault/a.html", "vault/b.md"]
+    assert read(vault)[1] == {}
+    assert identities(vault) == identities(f"{vault}/**/*") == expected
+    assert identities(vault / "c.html") == ["vault/c.html"]
+    assert identities(vault / "drafts") == ["drafts/kept.md"]
+    assert len(identities(vault, ignore=False)) == 5
+
+
+def test_folders_deeper_than_pythons_stack_are_read(tmp_path: Path) -> None:
+    folder = tmp_path / "deep"
+    folder.mkdir()
+    before = Path.cwd()
+    try:
+        os.chdir(folder)
+        for _ in range(1200):
+            Path("d").mkdir()
+            os.chdir("d")
+    finally:
+        os.chdir(before)
+    (folder / "d" / "a.md").write_text("a")
+    assert identities(folder) == ["deep/d/a.md"]

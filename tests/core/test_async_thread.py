@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from sinks.async_thread import AsyncThread
+from core.async_thread import AsyncThread
 
 
 async def _name_of_thread() -> str:

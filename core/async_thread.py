@@ -1,4 +1,4 @@
-"""Runs coroutines on a thread of its own, for libraries whose callbacks a signal must not break into.
+"""Runs coroutines on a thread of its own: beside what the caller does, and where no signal breaks into callbacks.
 
 SlateDB's binding resumes a future from a C callback. Python runs signal handlers between any two steps of the main
 thread, callbacks included, and drops what they raise there: the interrupt would be lost and the future never end.
@@ -33,8 +33,11 @@ class AsyncThread:
         self._started.set_result((asyncio.get_running_loop(), stop))
         await stop.wait()
 
-    def start(self, work: Coroutine[Any, Any, _T], *, seconds: float) -> Future[_T]:
-        """Begin `work`; the future has what it returns or raises, TimeoutError when it takes more than `seconds`."""
+    def start(self, work: Coroutine[Any, Any, _T], *, seconds: float | None = None) -> Future[_T]:
+        """Begin `work`; its future can be cancelled, and has TimeoutError when it takes more than `seconds`.
+
+        What is closed before it ends is cancelled.
+        """
         return asyncio.run_coroutine_threadsafe(_within(work, seconds), self._loop)
 
     def run(self, work: Coroutine[Any, Any, _T], *, seconds: float) -> _T:
@@ -67,6 +70,6 @@ def finished(running: Future[_T]) -> _T:
         running.cancel()
 
 
-async def _within(work: Coroutine[Any, Any, _T], seconds: float) -> _T:
+async def _within(work: Coroutine[Any, Any, _T], seconds: float | None) -> _T:
     async with asyncio.timeout(seconds):
         return await work
