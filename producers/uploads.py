@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import random
 import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError
+from obstore.exceptions import AlreadyExistsError, BaseError, GenericError, PermissionDeniedError
 from obstore.store import S3Store
 
 from core import aws
@@ -27,7 +28,7 @@ __all__ = ["Ready", "Uploads"]
 ASK_FIRST_BYTES = 64 * 1024
 """Above this size it is asked whether the object is there before its bytes travel; below, asking costs more."""
 
-CONFLICT_SECONDS = 0.2
+LONGEST_PAUSE_SECONDS = 0.5
 # The client tells this answer (409) and that the object is there (412) with the same exception.
 _UNDER_WAY = "ConditionalRequestConflict"
 
@@ -126,9 +127,13 @@ class Uploads:
                 # Another put of it is under way, which may yet fail.
                 if time.monotonic() > ends:
                     raise
+            except GenericError:
+                # The client does not repeat a conditional put whose connection broke; this one can be repeated.
+                if time.monotonic() > ends:
+                    raise
             else:
                 return True
-            await asyncio.sleep(CONFLICT_SECONDS)
+            await asyncio.sleep(random.uniform(0, LONGEST_PAUSE_SECONDS))  # noqa: S311 - it only spreads load
 
     async def _exists(self, key: str) -> bool:
         try:

@@ -1,4 +1,4 @@
-"""Uploads where another upload of the same object is under way."""
+"""Uploads where connections break, or another upload of the same object is under way."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from producers.uploads import Uploads
 UNDER_WAY = (409, b"<Error><Code>ConditionalRequestConflict</Code></Error>")
 THERE = (412, b"<Error><Code>PreconditionFailed</Code></Error>")
 TAKEN = (200, b"")
+BROKEN = (0, b"")
 
 
 @contextmanager
@@ -31,6 +32,9 @@ def bucket(answers: list[tuple[int, bytes]]) -> Iterator[str]:
         def do_PUT(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
             status, body = answers.pop(0) if len(answers) > 1 else answers[0]
+            if (status, body) == BROKEN:
+                self.close_connection = True
+                return
             self.send_response(status)
             self.send_header("ETag", '"0"')
             self.send_header("Content-Length", str(len(body)))
@@ -49,6 +53,12 @@ def bucket(answers: list[tuple[int, bytes]]) -> Iterator[str]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def test_a_connection_that_breaks_is_not_the_end(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    with bucket([BROKEN, BROKEN, TAKEN]) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
+        assert asyncio.run(put(settings))
 
 
 @pytest.mark.parametrize(("last", "uploaded"), [(TAKEN, True), (THERE, False)])
