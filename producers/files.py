@@ -103,9 +103,16 @@ def _read(found: FoundFile, max_bytes: int, report: LeftAlone) -> SourceItem | N
         metadata={
             "path": found.identity,
             "size": str(len(content)),
-            "mtime": datetime.fromtimestamp(status.st_mtime, UTC).isoformat(timespec="seconds"),
+            **_modified(status.st_mtime),
         },
     )
+
+
+def _modified(seconds: float) -> dict[str, str]:
+    try:
+        return {"mtime": datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")}
+    except (ValueError, OverflowError):
+        return {}  # a file system holds years that a calendar does not
 
 
 def _read_standard_input(stream: BinaryIO, max_bytes: int, report: LeftAlone) -> SourceItem | None:
