@@ -69,13 +69,13 @@ def _is_address(url: str) -> bool:
         return False
 
 
-def kinesis_client(settings: Settings) -> KinesisClient:
+def kinesis_client(settings: Settings, *, attempts: int = ATTEMPTS) -> KinesisClient:
     """Return a Kinesis client; safe to share between threads."""
     return boto3.client(
         "kinesis",
         region_name=region(settings),
         endpoint_url=endpoint("kinesis"),
-        config=client_config(settings, attempts=ATTEMPTS),
+        config=client_config(settings, attempts=attempts),
     )
 
 

@@ -12,6 +12,7 @@ __all__ = [
     "LONG_METADATA",
     "MAX_LONG_METADATA_BYTES",
     "RAW",
+    "SERVICE",
     "long_metadata_key",
     "own_prefixes",
 ]
@@ -31,6 +32,9 @@ FIGURES = "figures/"
 CURSORS = "producers/cursors/"
 """Of producers: where each goes on with a source."""
 
+SERVICE = "producers/service/"
+"""Of `pkm ingest serve`: idempotency keys, receipts, and uploads that are on their way."""
+
 _VECTORS, _METADATA, _SNAPSHOTS = "vectors/", "metadata/", "snapshots/"
 _LEDGERS = ("dead-letters/", "replays/")
 
@@ -41,11 +45,11 @@ def long_metadata_key(sha256: str) -> str:
 
 
 def own_prefixes(settings: Settings) -> tuple[str, ...]:
-    """Return the prefixes in `settings.bucket` of tables, vectors, metadata, snapshots, ledgers, cursors, figures.
+    """Return the prefixes in `settings.bucket` of tables, vectors, metadata, snapshots, ledgers, producers, figures.
 
     The tables' is left out where PKM_WAREHOUSE names another bucket, or a whole bucket.
     """
     warehouse = urlsplit(settings.warehouse_uri)
     folder = warehouse.path.strip("/")
     tables = (f"{folder}/",) if warehouse.netloc == settings.bucket and folder else ()
-    return (*tables, _VECTORS, _METADATA, _SNAPSHOTS, *_LEDGERS, LONG_METADATA, CURSORS, FIGURES)
+    return (*tables, _VECTORS, _METADATA, _SNAPSHOTS, *_LEDGERS, LONG_METADATA, CURSORS, SERVICE, FIGURES)

@@ -117,6 +117,19 @@ class Settings(BaseSettings):
     api_patience_seconds: Annotated[float, Field(ge=0)] = Field(
         900.0, description="how long an API may ask to wait for one page"
     )
+    serve_tokens: SecretStr | None = Field(
+        None, description="bearer tokens of `pkm ingest serve`: NAME:TOKEN,NAME:TOKEN; a name may have several"
+    )
+    serve_requests_per_second: Annotated[float, Field(gt=0)] = Field(
+        50.0, description="requests a second that one name may make of `pkm ingest serve`, in the long run"
+    )
+    serve_burst: Annotated[int, Field(ge=1)] = Field(500, description="requests that one name may make at once")
+    serve_notes: Annotated[int, Field(ge=1, le=1024)] = Field(
+        64, description="notes that `pkm ingest serve` takes in at once; others wait"
+    )
+    serve_uploads: Annotated[int, Field(ge=1, le=1024)] = Field(
+        16, description="files that it takes in at once, each with up to 24 MiB of memory; others wait"
+    )
     allow_private_addresses: bool = Field(False, description="lets producers reach private hosts")
     log_format: Literal["console", "json"] = Field("console", description="how logs are written")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")

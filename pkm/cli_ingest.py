@@ -132,3 +132,27 @@ def ingest_api(
             on_left_alone=screen.LeftAlone(),
         )
     screen.show_summary(summary, as_json=as_json)
+
+
+@app.command("serve")
+def ingest_serve(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes any that is free.")] = 8080,
+    metrics_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port of /metrics; default: there is none.")
+    ] = None,
+    without_tokens: Annotated[
+        bool, typer.Option("--without-tokens", help="Let everybody on this machine in; loopback addresses only.")
+    ] = False,
+) -> None:
+    """Take in notes and files over HTTP, until SIGTERM or Ctrl-C; /docs is the reference."""
+    from producers.service.server import serve
+
+    serve(
+        configured_settings(patient=False),
+        host=host,
+        port=port,
+        without_tokens=without_tokens,
+        metrics_port=metrics_port,
+        on_ready=lambda address: screen.step(f"serving {address}, reference at {address}/docs"),
+    )

@@ -102,13 +102,16 @@ async def open_writer(settings: Settings, part: str) -> uniffi.Db:
     return await builder.build()
 
 
-async def open_reader(settings: Settings, part: str) -> uniffi.DbReader:
-    """Open a part for reading what is durable now; writes nothing and fences nobody."""
+async def open_reader(settings: Settings, part: str, *, follow_milliseconds: int = 60_000) -> uniffi.DbReader:
+    """Open a part for reading what is durable now, and after so long what is durable then.
+
+    Writes nothing and fences nobody.
+    """
     builder = uniffi.DbReaderBuilder(f"{ROOT}/{part}", _object_store(settings))
     builder.with_reader_mode(uniffi.ReaderMode.FOLLOW_LATEST())
     builder.with_options(
         uniffi.ReaderOptions(
-            manifest_poll_interval_ms=60_000,
+            manifest_poll_interval_ms=follow_milliseconds,
             checkpoint_lifetime_ms=600_000,
             max_memtable_bytes=64 * 1024 * 1024,
             skip_wal_replay=False,

@@ -1,0 +1,127 @@
+"""Runs the service: refuses what is not safe to serve, listens, and ends within 8 seconds of SIGTERM.
+
+On SIGTERM it takes no more connections and tells `/healthz` so; requests that are in flight have 6 seconds to finish,
+then they are cancelled and undo what they left on S3. A client whose request was cut off repeats it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import socket
+from collections.abc import Callable
+from contextlib import ExitStack
+from types import FrameType
+
+import uvicorn
+from prometheus_client import start_http_server
+
+from core.errors import SettingsError, UnreachableError
+from core.settings import Settings
+from producers.service.app import Service
+from producers.service.protocol import MAX_HEADER_BYTES, BoundedProtocol
+from producers.service.tokens import Tokens
+
+__all__ = ["serve"]
+
+FINISH_SECONDS = 6
+KEEP_ALIVE_SECONDS = 10
+BACKLOG = 1024
+
+
+def serve(
+    settings: Settings,
+    *,
+    host: str,
+    port: int,
+    without_tokens: bool = False,
+    metrics_port: int | None = None,
+    on_ready: Callable[[str], None] | None = None,
+) -> None:
+    """Serve on `host` and `port` (0: any that is free) until SIGTERM or Ctrl-C; `on_ready` hears the address.
+
+    With a `metrics_port`, /metrics is on that port of the same host. Raises SettingsError without tokens, unless it
+    is `without_tokens` on a loopback address; UnreachableError for a port that can't be had.
+    """
+    tokens = _tokens(settings, host=host, without_tokens=without_tokens)
+    service = Service(settings, tokens=tokens)
+    # uvicorn says much that is said better here, and quotes requests.
+    logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
+    config = uvicorn.Config(
+        service.app,
+        http=BoundedProtocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=FINISH_SECONDS,
+        backlog=BACKLOG,
+    )
+    with ExitStack() as stack:
+        listening = stack.enter_context(_listen(host, port))
+        if metrics_port is not None:
+            _serve_metrics(stack, host, metrics_port)
+        address = listening.getsockname()
+        if on_ready:
+            on_ready(f"http://{f'[{address[0]}]' if ':' in address[0] else address[0]}:{address[1]}")
+        asyncio.run(_Server(config, on_stop=service.stopping).serve(sockets=[listening]))
+
+
+class _Server(uvicorn.Server):
+    """Ends with code 0 when it was asked to: uvicorn would send itself the signal again."""
+
+    def __init__(self, config: uvicorn.Config, *, on_stop: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_stop = on_stop
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - of uvicorn
+        """Stop, at the first signal; the others say nothing new."""
+        self._on_stop()
+        self.should_exit = True
+
+
+def _tokens(settings: Settings, *, host: str, without_tokens: bool) -> Tokens | None:
+    if settings.serve_tokens is not None:
+        if without_tokens:
+            raise SettingsError("--without-tokens with PKM_SERVE_TOKENS set: leave out one of them")
+        return Tokens.read(settings.serve_tokens)
+    if not without_tokens:
+        raise SettingsError(
+            "PKM_SERVE_TOKENS names no token: set it to NAME:TOKEN (`openssl rand -hex 32` makes one), or serve this"
+            " machine alone with --without-tokens"
+        )
+    if not _is_loopback(host):
+        raise SettingsError(f"--without-tokens serves this machine alone, and {host} is not a loopback address")
+    return None
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        # A name, "localhost" too, means what some file or server says.
+        return False
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=BACKLOG
+        )
+    except OSError as error:
+        raise UnreachableError(f"{host} port {port} can't be listened on: {error.strerror or error}") from error
+
+
+def _serve_metrics(stack: ExitStack, host: str, port: int) -> None:
+    try:
+        server, thread = start_http_server(port, addr=host)
+    except OSError as error:
+        raise UnreachableError(f"{host} port {port} can't be listened on: {error.strerror or error}") from error
+    stack.callback(thread.join, 1)
+    stack.callback(server.server_close)
+    stack.callback(server.shutdown)
