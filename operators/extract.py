@@ -100,7 +100,9 @@ def _document(event: Event, content: str, document_format: Format, extracted: Ex
         content=content,
         content_type=document_format.value,
         text=extracted.text,
-        title=extracted.title or ("" if event.deleted else _fallback_title(event, extracted.text)),
+        title=_given_title(event)
+        or extracted.title
+        or ("" if event.deleted else _fallback_title(event, extracted.text)),
         frontmatter_json=extracted.frontmatter_json,
         links=extracted.links,
         headers=extracted.headers,
@@ -121,6 +123,11 @@ def _url_path(url: str) -> str:
         return urlsplit(url).path
     except ValueError:
         return ""
+
+
+def _given_title(event: Event) -> str:
+    # A source that names its notes knows better than a heading.
+    return "" if event.deleted else one_line(event.metadata.get("title", ""))
 
 
 def _fallback_title(event: Event, text: str) -> str:

@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 import orjson
 from slatedb import uniffi  # type: ignore[import-untyped]
 
+from core.async_thread import AsyncThread
 from core.errors import CommitError, UnreachableError
 from core.settings import Settings
 from sinks import metadata_keys, metadata_store
-from sinks.async_thread import AsyncThread
 
 __all__ = ["NoteReader"]
 

@@ -23,6 +23,7 @@ from core.settings import Settings
 from producers.service import openapi, page, problems
 from producers.service.batches import Announcer, put_on_stream
 from producers.service.endpoints import Endpoints, json_answer
+from producers.service.file_uploads import FileUploads
 from producers.service.gate import Gate
 from producers.service.health import Readiness, checks_of
 from producers.service.intake import Intake
@@ -33,7 +34,7 @@ from producers.service.rates import Rates
 from producers.service.states import StateReader
 from producers.service.stored import Stored
 from producers.service.tokens import Tokens
-from producers.service.uploads import Uploads
+from producers.uploads import Uploads
 
 __all__ = ["Service"]
 
@@ -99,20 +100,21 @@ class Service:
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
         settings = self._settings
         announcer = Announcer(put_on_stream(aws.kinesis_client(settings, attempts=KINESIS_ATTEMPTS), settings))
-        uploads = Uploads(settings, at_once=settings.serve_uploads)
+        files = FileUploads(settings, at_once=settings.serve_uploads)
         stored = Stored(aws.object_store(settings), settings)
         states = StateReader(settings)
         threads = ThreadPoolExecutor(STATES_AT_ONCE, thread_name_prefix="states")
         handlers = Endpoints(
             settings=settings,
             intake=Intake(settings, stored=stored, announcer=announcer),
-            uploads=uploads,
+            objects=Uploads(settings),
+            files=files,
             stored=stored,
             states=states,
             threads=threads,
         )
         self._handlers.append(handlers)
-        sweeping = asyncio.create_task(sweep_now_and_then(uploads), name="sweep")
+        sweeping = asyncio.create_task(sweep_now_and_then(files), name="sweep")
         try:
             yield
         finally:
@@ -121,7 +123,7 @@ class Service:
             with suppress(asyncio.CancelledError):
                 await sweeping
             await announcer.close()
-            await uploads.close()
+            await files.close()
             threads.shutdown(wait=False, cancel_futures=True)
             with suppress(PkmError):
                 await asyncio.to_thread(states.close)

@@ -16,13 +16,13 @@ from botocore.exceptions import BotoCoreError, ClientError
 from core import aws
 from core.errors import MissingError, PkmError, UnreachableError, reason
 from core.settings import Settings
-from producers.announce import BATCH_BYTES, BATCH_RECORDS
 from producers.service import figures
+from producers.stream import CALL_BYTES, CALL_RECORDS, Announcement
 
 if TYPE_CHECKING:
     from mypy_boto3_kinesis import KinesisClient
 
-__all__ = ["Announcement", "Announcer", "Place", "PutRecords", "put_on_stream"]
+__all__ = ["Announcer", "Place", "PutRecords", "put_on_stream"]
 
 LINGER_SECONDS = 0.005
 CALLS_IN_FLIGHT = 4
@@ -32,19 +32,6 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 2.0
 WAITING_RECORDS = 5_000
 # A whole call that is refused for this is not broken, only early.
 _THROTTLED = frozenset({"ProvisionedThroughputExceededException", "LimitExceededException", "ThrottlingException"})
-
-
-@dataclass(frozen=True, slots=True)
-class Announcement:
-    """A record as the stream takes it; the note is its partition key."""
-
-    note_id: str
-    data: bytes
-
-    @property
-    def size_bytes(self) -> int:
-        """What counts towards the limit of a call."""
-        return len(self.data) + len(self.note_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +126,7 @@ class Announcer:
         group: list[_Waiting] = []
         later: list[_Waiting] = []
         size, notes = 0, set(self._notes_in_flight)
-        while self._waiting and len(group) < BATCH_RECORDS:
+        while self._waiting and len(group) < CALL_RECORDS:
             waiting = self._waiting.popleft()
             if waiting.placed.done():
                 continue  # its request is gone
@@ -147,7 +134,7 @@ class Announcer:
             if announcement.note_id in notes:
                 later.append(waiting)
                 continue
-            if group and size + announcement.size_bytes > BATCH_BYTES:
+            if group and size + announcement.size_bytes > CALL_BYTES:
                 self._waiting.appendleft(waiting)
                 break
             group.append(waiting)

@@ -1,7 +1,7 @@
 """What clients send and are given, as models: they check the requests, and the OpenAPI document is made from them.
 
-Every limit is in the schema, so that what fits the schema is taken. Together the limits keep a record's metadata
-below the 16 KiB that the flow accepts.
+Every limit is in the schema, so that what fits the schema is taken: metadata at its longest, each character escaped,
+is below the 256 KiB that producers take.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _NO_NUL = r"^[^\u0000]*$"
 _NO_CONTROLS = r"^[^\u0000-\u001f\u007f]+$"
 
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
-_Value = Annotated[str, Field(max_length=300, pattern=_NO_NUL)]
+_Value = Annotated[str, Field(max_length=2000, pattern=_NO_NUL)]
 _Identity = Annotated[
     str,
     Field(
@@ -54,7 +54,7 @@ _Session = Annotated[
 _Metadata = Annotated[
     dict[_Name, _Value],
     Field(
-        max_length=10,
+        max_length=20,
         description="Kept with the note. The names agent, identity, path, session and title are the service's:"
         " what it has to say there wins.",
     ),

@@ -13,12 +13,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from core.settings import Settings
-from producers.files import content_type_of
+from producers.content_types import detect_content_type
+from producers.items import SourceItem, StoredObject
+from producers.metadata import Metadata
 from producers.service import bodies
 from producers.service.checking import checked
 from producers.service.contract import MAX_NOTE_BYTES, Accepted, NoteIn
+from producers.service.file_uploads import FileUploads
 from producers.service.forms import FORM_BYTES, boundary_of, read_form
-from producers.service.intake import Document, Intake, Taken, identity_of
+from producers.service.intake import Intake, Taken, described, identity_of
 from producers.service.problems import (
     INVALID_REQUEST,
     NOT_FOUND,
@@ -29,7 +32,7 @@ from producers.service.problems import (
 )
 from producers.service.states import StateReader
 from producers.service.stored import Stored
-from producers.service.uploads import Uploads
+from producers.uploads import Uploads
 
 __all__ = ["AGENT", "UPLOAD", "Endpoints", "json_answer"]
 
@@ -47,7 +50,8 @@ class Endpoints:
 
     settings: Settings
     intake: Intake
-    uploads: Uploads
+    objects: Uploads
+    files: FileUploads
     stored: Stored
     states: StateReader
     threads: ThreadPoolExecutor
@@ -59,27 +63,25 @@ class Endpoints:
             raise ProblemError(UNSUPPORTED_MEDIA_TYPE, f"send {_JSON}", headers={"Accept-Post": _JSON})
         note = checked(NoteIn, await bodies.whole(request, max_bytes=MAX_NOTE_BYTES))
         content = note.text.encode()
-        if len(content) > self.settings.max_object_bytes:
-            raise ProblemError(
-                TOO_LARGE, f"the text has more than {self.settings.max_object_bytes:,} bytes (PKM_MAX_OBJECT_BYTES)"
-            )
+        most = self.settings.max_object_bytes
+        if len(content) > most:
+            raise ProblemError(TOO_LARGE, f"the text has more than {most:,} bytes (PKM_MAX_OBJECT_BYTES)")
         digest = hashlib.sha256(content).digest()
-        document = Document(
-            source_type=AGENT,
-            owner=owner,
-            identity=identity_of(owner, note.identity, digest),
+        document = described(
+            AGENT,
+            identity_of(owner, note.identity, digest),
             content_sha256=digest,
-            content_bytes=len(content),
+            content_size=len(content),
             content_type=note.content_type,
             metadata=_metadata(
                 note.metadata, agent=owner, session=note.session, identity=note.identity, title=note.title
             ),
         )
 
-        async def place(s3_key: str) -> None:
-            await self.uploads.put(s3_key, content, content_type=note.content_type)
+        async def put() -> Metadata:
+            return (await self.objects.put(_item(document, content))).metadata
 
-        return _accepted(await self.intake.take(document, place, key=key))
+        return _accepted(await self.intake.take(document, put, owner=owner, key=key))
 
     async def post_file(self, request: Request, owner: str) -> Response:
         """Take a file in that comes as a form; it is on its way to S3 while it comes."""
@@ -89,27 +91,31 @@ class Endpoints:
         pieces = bodies.pieces(request, max_bytes=most + FORM_BYTES)
         known = await self.intake.known(owner, key)
         # What a key has completed is only compared: it is read, and goes nowhere.
-        upload = self.uploads.start(keep=known is None or not known.done)
+        upload = self.files.start(keep=known is None or not known.done)
         try:
             form = await read_form(pieces, boundary, upload.write, max_file_bytes=most)
-            content_type = form.content_type or (content_type_of(form.filename) if form.filename else None)
-            fields = form.fields
-            document = Document(
-                source_type=UPLOAD,
-                owner=owner,
-                identity=identity_of(owner, fields.identity, upload.sha256),
+            fields, name = form.fields, form.filename or ""
+            document = described(
+                UPLOAD,
+                identity_of(owner, fields.identity, upload.sha256),
                 content_sha256=upload.sha256,
-                content_bytes=upload.size_bytes,
-                content_type=content_type,
+                content_size=upload.size_bytes,
+                content_type=form.content_type or detect_content_type(upload.sample, name=name),
                 metadata=_metadata(
-                    fields.metadata, agent=owner, session=fields.session, identity=fields.identity, path=form.filename
+                    fields.metadata, agent=owner, session=fields.session, identity=fields.identity, path=name or None
                 ),
             )
 
-            async def place(s3_key: str) -> None:
-                await upload.place(s3_key, content_type=content_type)
+            async def put() -> Metadata:
+                content = upload.whole
+                if content is not None:
+                    return (await self.objects.put(_item(document, content))).metadata
+                metadata = (await self.objects.put(document)).metadata
+                attributes = {"Content-Type": str(document.content_type), **metadata.attributes}
+                await upload.place(document.s3_key, attributes=attributes)
+                return metadata
 
-            return _accepted(await self.intake.take(document, place, key=key))
+            return _accepted(await self.intake.take(document, put, owner=owner, key=key))
         finally:
             upload.discard()
 
@@ -151,6 +157,10 @@ def _idempotency_key(request: Request) -> str | None:
     if len(keys) > 1 or not _KEY.fullmatch(keys[0]):
         raise ProblemError(INVALID_REQUEST, "an Idempotency-Key has 1 to 255 printable ASCII characters, no blanks")
     return keys[0]
+
+
+def _item(document: StoredObject, content: bytes) -> SourceItem:
+    return SourceItem(document.source_type, document.identity, content, document.content_type, document.metadata)
 
 
 def _metadata(given: dict[str, str], **own: str | None) -> dict[str, str]:

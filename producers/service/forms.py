@@ -27,9 +27,9 @@ from producers.service.problems import (
 
 __all__ = ["FORM_BYTES", "FileForm", "boundary_of", "read_form"]
 
-FORM_BYTES = 128 * 1024
-"""What a form may have beside its file."""
-FIELD_BYTES = 48 * 1024
+FORM_BYTES = 640 * 1024
+"""What a form may have beside its file: metadata at its longest, with every character escaped, fits."""
+FIELD_BYTES = 512 * 1024
 FILE = "file"
 CONTENT_TYPE = "multipart/form-data"
 _FIELDS = frozenset(Fields.model_fields)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import unicodedata
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -18,42 +18,18 @@ import orjson
 
 from core.records import event_identity_of_digest, note_identity
 from core.settings import Settings
-from producers.announce import raw_key
+from producers.items import StoredObject, raw_key
+from producers.metadata import Metadata
 from producers.service import figures
-from producers.service.batches import Announcement, Announcer
+from producers.service.batches import Announcer
 from producers.service.problems import KEY_REUSED, ProblemError
 from producers.service.stored import Key, Receipt, Stored
+from producers.stream import announcement_of
 
-__all__ = ["Document", "Intake", "Taken", "identity_of"]
+__all__ = ["Intake", "Taken", "described", "identity_of"]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Document:
-    """What came with a request; the content itself is wherever the handler has it."""
-
-    source_type: str
-    owner: str
-    identity: str
-    content_sha256: bytes
-    content_bytes: int
-    content_type: str | None
-    metadata: Mapping[str, str]
-
-    @property
-    def note_id(self) -> str:
-        """The note through all its versions."""
-        return note_identity(self.source_type, self.identity)
-
-    @property
-    def event_id(self) -> str:
-        """This version of it."""
-        return event_identity_of_digest(self.source_type, self.identity, self.content_sha256)
-
-    @property
-    def digest(self) -> str:
-        """A digest of everything: two requests are the same when they have the same."""
-        told = [self.event_id, self.content_type, self.owner, sorted(self.metadata.items())]
-        return hashlib.sha256(orjson.dumps(told)).hexdigest()
+Put = Callable[[], Awaitable[Metadata]]
+"""Puts a document's content on S3, and says how its metadata was divided."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +49,29 @@ def identity_of(owner: str, identity: str | None, content_sha256: bytes) -> str:
     return f"{owner}/named/{unicodedata.normalize('NFC', identity)}"
 
 
+def described(
+    source_type: str,
+    identity: str,
+    *,
+    content_sha256: bytes,
+    content_size: int,
+    content_type: str,
+    metadata: dict[str, str],
+) -> StoredObject:
+    """Describe content as the object that it is to be."""
+    event_id = event_identity_of_digest(source_type, identity, content_sha256)
+    return StoredObject(
+        source_type=source_type,
+        identity=identity,
+        event_id=event_id,
+        s3_key=raw_key(source_type, event_id),
+        content_size=content_size,
+        content_sha256=content_sha256.hex(),
+        content_type=content_type,
+        metadata=metadata,
+    )
+
+
 class Intake:
     """The way of every document; belongs to one event loop."""
 
@@ -81,51 +80,40 @@ class Intake:
         self._stored = stored
         self._announcer = announcer
 
-    async def known(self, document_owner: str, key: str | None) -> Key | None:
+    async def known(self, owner: str, key: str | None) -> Key | None:
         """Return what came with an idempotency key before, to compare with; None when nothing did."""
-        return None if key is None else await self._stored.key(document_owner, key)
+        return None if key is None else await self._stored.key(owner, key)
 
-    async def take(
-        self, document: Document, place: Callable[[str], Awaitable[None]], *, key: str | None = None
-    ) -> Taken:
-        """Put the content on S3 with `place`, which is given the object's name, and announce it.
+    async def take(self, document: StoredObject, put: Put, *, owner: str, key: str | None = None) -> Taken:
+        """Put the content on S3 with `put`, then announce it.
 
         When it returns, S3 has the content and the stream the event. Raises ProblemError (422) for a key that came
         with another request before, MissingError and UnreachableError; what was done until then stays done, and a
         repeated request goes on from there.
         """
+        note_id = note_identity(document.source_type, document.identity)
         entry: Key | None = None
         if key is not None:
-            ours = Key(document.digest, document.note_id, document.event_id, done=False)
-            entry = await self._stored.begin(document.owner, key, ours)
-            if entry.request_digest != document.digest:
+            ours = Key(_digest(document), note_id, document.event_id, done=False)
+            entry = await self._stored.begin(owner, key, ours)
+            if entry.request_digest != ours.request_digest:
                 raise ProblemError(KEY_REUSED, "this Idempotency-Key came with another request before")
             if entry.done:
                 return Taken(entry.note_id, entry.event_id, again=True)
-        await place(raw_key(document.source_type, document.event_id))
+        metadata = await put()
         now = datetime.now(UTC)
-        placed = await self._announcer.announce(_announcement(document, bucket=self._settings.bucket, time=now))
-        receipt = Receipt(document.note_id, document.event_id, now, placed.shard_id, placed.sequence_number)
+        announcement = announcement_of(document, metadata, bucket=self._settings.bucket, time=now)
+        place = await self._announcer.announce(announcement)
+        receipt = Receipt(note_id, document.event_id, now, place.shard_id, place.sequence_number)
         await asyncio.gather(
             self._stored.keep(receipt),
-            *([] if key is None or entry is None else [self._stored.finish(document.owner, key, entry)]),
+            *([] if key is None or entry is None else [self._stored.finish(owner, key, entry)]),
         )
-        figures.BYTES.labels(source=document.source_type).inc(document.content_bytes)
-        return Taken(document.note_id, document.event_id, again=False)
+        figures.BYTES.labels(source=document.source_type).inc(document.content_size)
+        return Taken(note_id, document.event_id, again=False)
 
 
-def _announcement(document: Document, *, bucket: str, time: datetime) -> Announcement:
-    record = {
-        "event_id": document.event_id,
-        "source_type": document.source_type,
-        "content_size": document.content_bytes,
-        "metadata": dict(document.metadata),
-        "timestamp": time.isoformat(),
-        "s3_key": raw_key(document.source_type, document.event_id),
-        "bucket": bucket,
-        "content_sha256": document.content_sha256.hex(),
-        "note_id": document.note_id,
-    }
-    if document.content_type:
-        record["content_type"] = document.content_type
-    return Announcement(document.note_id, orjson.dumps(record))
+def _digest(document: StoredObject) -> str:
+    """Digest everything that a request said: two with the same are the same request."""
+    told = [document.event_id, document.content_type, sorted(document.metadata.items())]
+    return hashlib.sha256(orjson.dumps(told)).hexdigest()

@@ -14,7 +14,7 @@ import structlog
 
 from core.errors import MissingError, UnreachableError
 from producers.service import figures
-from producers.service.uploads import STAGING, Uploads
+from producers.service.file_uploads import STAGING, FileUploads
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -28,7 +28,7 @@ SWEEP_SECONDS = 3600.0
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(module=__name__)
 
 
-async def sweep_now_and_then(uploads: Uploads) -> None:
+async def sweep_now_and_then(uploads: FileUploads) -> None:
     """Sweep at once and every hour, until cancelled; a fault is told and the next sweep tries again."""
     while True:
         try:
@@ -40,7 +40,7 @@ async def sweep_now_and_then(uploads: Uploads) -> None:
         await asyncio.sleep(SWEEP_SECONDS)
 
 
-async def remove_leftovers(uploads: Uploads, *, before: datetime) -> int:
+async def remove_leftovers(uploads: FileUploads, *, before: datetime) -> int:
     """Remove unfinished and uncopied uploads that began before an aware time; returns how many. Raises as `call`."""
     removed = await uploads.call("list unfinished uploads", _aborting(uploads.bucket, before))
     removed += await uploads.call("list uploads", _deleting(uploads.bucket, before))

@@ -66,18 +66,24 @@ def serve(
         listening = stack.enter_context(_listen(host, port))
         if metrics_port is not None:
             _serve_metrics(stack, host, metrics_port)
-        address = listening.getsockname()
-        if on_ready:
-            on_ready(f"http://{f'[{address[0]}]' if ':' in address[0] else address[0]}:{address[1]}")
-        asyncio.run(_Server(config, on_stop=service.stopping).serve(sockets=[listening]))
+        host_shown = f"[{host}]" if ":" in host else host
+        address = f"http://{host_shown}:{listening.getsockname()[1]}"
+        server = _Server(config, on_start=lambda: on_ready(address) if on_ready else None, on_stop=service.stopping)
+        asyncio.run(server.serve(sockets=[listening]))
 
 
 class _Server(uvicorn.Server):
     """Ends with code 0 when it was asked to: uvicorn would send itself the signal again."""
 
-    def __init__(self, config: uvicorn.Config, *, on_stop: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, *, on_start: Callable[[], None], on_stop: Callable[[], None]) -> None:
         super().__init__(config)
+        self._on_start = on_start
         self._on_stop = on_stop
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Say so once requests are answered."""
+        await super().startup(sockets)
+        self._on_start()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - of uvicorn
         """Stop, at the first signal; the others say nothing new."""

@@ -1,7 +1,7 @@
 """A file on its way to S3 in parts: never whole in memory, never on a disk, and nothing left behind when it fails.
 
-What fits one part is put where it belongs at once. More goes to a name of its own in a multipart upload, since the
-final name holds the content's digest; once that is known, S3 copies it there itself.
+What fits one part is kept for whoever puts small objects. More goes to a name of its own in a multipart upload,
+since the final name holds the content's digest; once that is known, S3 copies it there itself.
 """
 
 from __future__ import annotations
@@ -9,27 +9,26 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import obstore
 import structlog
 from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import BotoCoreError, ClientError
-from obstore.exceptions import AlreadyExistsError, BaseError
 
 from core import aws
 from core.errors import MissingError, UnreachableError, reason
 from core.layout import SERVICE
 from core.settings import Settings
+from producers.content_types import SAMPLE_BYTES
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import CompletedPartTypeDef
 
-__all__ = ["PART_BYTES", "STAGING", "Upload", "Uploads"]
+__all__ = ["PART_BYTES", "STAGING", "FileUpload", "FileUploads"]
 
 PART_BYTES = 8 * 1024 * 1024
 """S3 takes parts from 5 MiB on, and 10,000 of them: up to 78 GiB."""
@@ -42,20 +41,19 @@ _T = TypeVar("_T")
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(module=__name__)
 
 
-class Uploads:
+class FileUploads:
     """The S3 client and threads that uploads share; belongs to one event loop."""
 
     def __init__(self, settings: Settings, *, at_once: int) -> None:
         self._settings = settings
-        self._store = aws.object_store(settings)
         # A part of each upload is on its way, and a client keeps some more connections for copies.
         self._client: S3Client = aws.s3_client(settings, connections=at_once + 8)
         self._threads = ThreadPoolExecutor(at_once + 2, thread_name_prefix="upload")
         self._undoing: set[asyncio.Task[None]] = set()
 
-    def start(self, *, keep: bool = True) -> Upload:
+    def start(self, *, keep: bool = True) -> FileUpload:
         """Begin an upload; nothing is sent before a part is full, and nothing at all unless it is to be kept."""
-        return Upload(self, keep=keep)
+        return FileUpload(self, keep=keep)
 
     async def close(self) -> None:
         """Wait for what failed uploads have to undo, then let the threads go."""
@@ -70,20 +68,6 @@ class Uploads:
                 return work(self._client)
 
         return await asyncio.get_running_loop().run_in_executor(self._threads, run)
-
-    async def put(self, key: str, content: bytes, *, content_type: str) -> None:
-        """Put content under a name that holds its digest: what is there already is the same. Raises as `call`."""
-        attributes: obstore.Attributes = {"Content-Type": content_type}
-        try:
-            await obstore.put_async(
-                self._store, key, content, mode="create", attributes=attributes, use_multipart=False
-            )
-        except AlreadyExistsError:
-            return
-        except FileNotFoundError as error:
-            raise self._no_bucket() from error
-        except (BaseError, OSError) as error:
-            raise UnreachableError(f'bucket "{self.bucket}" did not take an object: {reason(error)}') from error
 
     def undo(self, doing: str, work: Callable[[S3Client], Any]) -> None:
         """Run a call beside everything else, also while its request is being cancelled."""
@@ -110,26 +94,26 @@ class Uploads:
             yield
         except (BotoCoreError, ClientError) as error:
             if isinstance(error, ClientError) and error.response["Error"].get("Code") == "NoSuchBucket":
-                raise self._no_bucket() from error
+                raise MissingError(
+                    f'bucket "{self.bucket}" does not exist: run `pkm init`, or set PKM_BUCKET'
+                ) from error
             where = aws.endpoint("s3") or f"AWS in {aws.region(self._settings)}"
             raise UnreachableError(f'bucket "{self.bucket}" at {where} failed to {doing}: {reason(error)}') from error
 
-    def _no_bucket(self) -> MissingError:
-        return MissingError(f'bucket "{self.bucket}" does not exist: run `pkm init`, or set PKM_BUCKET')
 
-
-class Upload:
-    """One file: `write` its pieces, then `place` it under its name, or `discard` it.
+class FileUpload:
+    """One file: `write` its pieces, then put what is `whole` or `place` it under its name; `discard` it in the end.
 
     Holds at most two parts and a piece in memory: one that is filled while the other is sent.
     """
 
-    def __init__(self, uploads: Uploads, *, keep: bool) -> None:
+    def __init__(self, uploads: FileUploads, *, keep: bool) -> None:
         self._keep = keep
         self._uploads = uploads
         self._staging_key = f"{STAGING}{uuid.uuid4().hex}"
         self._digest = hashlib.sha256()
         self._buffer = bytearray()
+        self._sample = bytearray()
         self._upload_id: str | None = None
         self._sending: asyncio.Task[CompletedPartTypeDef] | None = None
         self._parts: list[CompletedPartTypeDef] = []
@@ -145,6 +129,7 @@ class Upload:
         """Take a piece; waits while S3 is slower than the client. Raises as `place`."""
         self._digest.update(piece)
         self.size_bytes += len(piece)
+        self._sample += piece[: max(SAMPLE_BYTES - len(self._sample), 0)]
         if not self._keep:
             return
         self._buffer += piece
@@ -153,20 +138,28 @@ class Upload:
             del self._buffer[:PART_BYTES]
             await self._send(part)
 
-    async def place(self, key: str, *, content_type: str | None) -> None:
+    @property
+    def sample(self) -> bytes:
+        """The first bytes, to tell the content type from."""
+        return bytes(self._sample)
+
+    @property
+    def whole(self) -> bytes | None:
+        """All of it when it fits one part, so that nothing was sent; None when it has to be placed."""
+        return bytes(self._buffer) if self._keep and self._upload_id is None else None
+
+    async def place(self, key: str, *, attributes: Mapping[str, str]) -> None:
         """Have S3 keep the file under `key`, which names its content: what is there already is the same file.
+
+        `attributes` are `Content-Type` and what else the object says of itself.
 
         Raises MissingError without a bucket, UnreachableError when S3 does not take it.
         """
         if not self._keep:
             raise UnreachableError("what this request was to be compared with is gone: send it again")
-        kind = content_type or UNKNOWN_TYPE
-        if self._upload_id is None:
-            await self._uploads.put(key, bytes(self._buffer), content_type=kind)
-            return
         await self._complete()
         if not await self._is_there(key):
-            await self._copy(key, kind)
+            await self._copy(key, attributes)
         self._remove_staged()
 
     def discard(self) -> None:
@@ -244,9 +237,10 @@ class Upload:
 
         return await self._uploads.call("say whether it has a file", look)
 
-    async def _copy(self, key: str, content_type: str) -> None:
+    async def _copy(self, key: str, attributes: Mapping[str, str]) -> None:
         source: Any = {"Bucket": self._uploads.bucket, "Key": self._staging_key}
-        extra = {"ContentType": content_type, "MetadataDirective": "REPLACE"}
+        others = dict(attributes)
+        extra = {"ContentType": others.pop("Content-Type"), "Metadata": others, "MetadataDirective": "REPLACE"}
         # A copy in one request has a limit of 5 GiB, and takes longer than a request may.
         config = TransferConfig(
             multipart_threshold=COPY_PART_BYTES, multipart_chunksize=COPY_PART_BYTES, max_concurrency=4
