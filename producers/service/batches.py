@@ -49,7 +49,7 @@ class PutRecords(Protocol):
         """Raises PkmError when it was not for now."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Waiting:
     announcement: Announcement
     placed: asyncio.Future[Place]
@@ -75,6 +75,7 @@ class Announcer:
         self._patience_seconds = patience_seconds
         self._clock = clock
         self._waiting: deque[_Waiting] = deque()
+        self._pausing: set[_Waiting] = set()
         self._notes_in_flight: set[str] = set()
         self._calls: set[asyncio.Task[None]] = set()
         self._free = asyncio.Semaphore(CALLS_IN_FLIGHT)
@@ -103,7 +104,7 @@ class Announcer:
         for call in self._calls:
             call.cancel()
         await asyncio.gather(self._loop, *self._calls, return_exceptions=True)
-        for waiting in self._waiting:
+        for waiting in (*self._waiting, *self._pausing):
             waiting.placed.cancel()
         # A call that hangs ends with the process.
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -156,6 +157,10 @@ class Announcer:
                 elif not waiting.placed.done():
                     waiting.placed.set_result(answer)
             figures.ANNOUNCED.inc(len(group) - len(refused))
+        except asyncio.CancelledError:
+            for waiting in group:
+                waiting.placed.cancel()
+            raise
         except PkmError as error:
             for waiting in group:
                 if not waiting.placed.done():
@@ -184,10 +189,12 @@ class Announcer:
         pause = random.uniform(0, longest)  # noqa: S311 - spreads retries, guards nothing
 
         def again() -> None:
+            self._pausing.discard(waiting)
             # In front, and its note is kept until now: nothing that came after it may overtake it.
             self._waiting.appendleft(waiting)
             self._done_with([waiting])
 
+        self._pausing.add(waiting)
         asyncio.get_running_loop().call_later(pause, again)
 
 

@@ -31,12 +31,14 @@ async def pieces(
     received, waited = 0, 0.0
     while True:
         patience = GRACE_SECONDS + received / LEAST_BYTES_PER_SECOND - waited
+        if patience <= 0:
+            raise _too_slow(received)
         started = clock()
         try:
-            async with asyncio.timeout(max(patience, 0)):
+            async with asyncio.timeout(patience):
                 message = await request.receive()
         except TimeoutError:
-            raise ProblemError(TOO_SLOW, f"{received:,} bytes came within the time", headers=_CLOSE) from None
+            raise _too_slow(received) from None
         waited += clock() - started
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
@@ -64,3 +66,7 @@ _CLOSE = {"Connection": "close"}
 
 def _too_large(max_bytes: int) -> ProblemError:
     return ProblemError(TOO_LARGE, f"the body has more than {max_bytes:,} bytes", headers=_CLOSE)
+
+
+def _too_slow(received: int) -> ProblemError:
+    return ProblemError(TOO_SLOW, f"{received:,} bytes came within the time", headers=_CLOSE)

@@ -55,6 +55,7 @@ _Metadata = Annotated[
     dict[_Name, _Value],
     Field(
         max_length=20,
+        json_schema_extra={"additionalProperties": False},
         description="Kept with the note. The names agent, identity, path, session and title are the service's:"
         " what it has to say there wins.",
     ),

@@ -57,9 +57,7 @@ def test_a_note_is_on_s3_and_on_the_stream_when_it_is_accepted(served: Any) -> N
 
 
 def test_another_text_of_the_same_identity_is_a_new_version_and_the_same_text_none(served: Any) -> None:
-    first, second, again = (
-        served.post_note(text=text, identity="versions").json() for text in ("one", "two", "one")
-    )
+    first, second, again = (served.post_note(text=text, identity="versions").json() for text in ("one", "two", "one"))
     assert first["note_id"] == second["note_id"] == again["note_id"]
     assert first["event_id"] == again["event_id"] != second["event_id"]
 
