@@ -16,7 +16,7 @@ RUN := OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) OPENBLAS_NUM_THREAD
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo servers test chaos faults kinesis reshard bench bench-producers check lock image clean
+.PHONY: help setup demo servers test chaos faults kinesis reshard large bench bench-producers check lock image clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ kinesis: setup servers ## read streams that are resharded, on Kinesis servers th
 
 reshard: setup servers ## 100,000 records over shards that split and merge, read by processes that are killed (minutes)
 	@$(RUN) $(BIN)/python -m pytest -m endurance tests/sources
+
+large: setup ## two gigabytes through the HTTP service, and what memory that takes (a minute)
+	@$(RUN) $(BIN)/python -m pytest -m large tests/producers/service
 
 bench: setup servers ## measure the source: records a second against boto3 alone, CPU time, an idle flow (minutes)
 	@PYTHONPATH=.:tests $(RUN) $(BIN)/python -m bench.source

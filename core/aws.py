@@ -80,9 +80,9 @@ def kinesis_client(settings: Settings, *, attempts: int = ATTEMPTS) -> KinesisCl
 
 
 def s3_client(settings: Settings, *, connections: int = 10) -> S3Client:
-    """Return an S3 client for control calls such as creating the bucket, listing and copying between buckets.
+    """Return an S3 client for control calls such as creating the bucket, listing, copying, and uploads in parts.
 
-    Bytes go through `object_store`. Safe to share between threads; `connections` are kept open.
+    Whole objects go through `object_store`. Safe to share between threads; `connections` are kept open.
     """
     return boto3.client(
         "s3",
