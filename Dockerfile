@@ -45,5 +45,5 @@ ENV PATH=/venv/bin:/usr/local/bin:/usr/bin:/bin \
     OPENBLAS_NUM_THREADS=2 \
     PKM_LOG_FORMAT=json
 USER 65532:65532
-EXPOSE 9999 3030
+EXPOSE 9999 3030 8080
 ENTRYPOINT ["bash", "./entrypoint.sh"]

@@ -23,6 +23,13 @@ def test_tables_count_where_they_lie_in_a_folder_of_the_bucket(
 ) -> None:
     settings = Settings(bucket="notes", warehouse=warehouse)
 
-    ledgers = ("dead-letters/", "replays/", "bronze/metadata/", "producers/cursors/", "figures/")
+    ledgers = (
+        "dead-letters/",
+        "replays/",
+        "bronze/metadata/",
+        "producers/cursors/",
+        "producers/service/",
+        "figures/",
+    )
     own = ("vectors/", "metadata/", "snapshots/", *ledgers)
     assert own_prefixes(settings) == (*tables, *own)
