@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import uuid
@@ -136,3 +137,22 @@ def test_objects_and_items_of_an_api_are_ingested_on_a_read_only_system_too(sett
         )
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.count('"announced"') == 2
+
+
+def test_the_http_service_runs_on_a_read_only_system_too(settings: Settings) -> None:
+    initialise(settings.model_copy(update={"enrich": "none"}))
+    pkm = Path(sys.executable).with_name("pkm")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    # A file of several parts, and whatever the service keeps beside it.
+    done = within(
+        f"{pkm} ingest serve --without-tokens --port {port} & service=$!\n"
+        f"until curl -sf {url}/healthz; do sleep 0.2; done\n"
+        f"curl -sS {url}/v1/notes -H 'Content-Type: application/json' -d '{{\"text\": \"note\"}}'\n"
+        f"head -c 12000000 /dev/zero | curl -sS {url}/v1/files -F file=@-\n"
+        "kill $service; wait $service; echo ended $?; find /dev/shm -type f",
+    )
+    assert done.stdout.count('"state":"accepted"') == 2, done.stderr[-4000:]
+    # Nothing is left after the last line, which says how it ended.
+    assert done.stdout.rstrip().endswith("ended 0")
