@@ -79,7 +79,7 @@ def kinesis_client(settings: Settings, *, attempts: int = ATTEMPTS) -> KinesisCl
     )
 
 
-def s3_client(settings: Settings, *, connections: int = 10) -> S3Client:
+def s3_client(settings: Settings, *, attempts: int = ATTEMPTS, connections: int = 10) -> S3Client:
     """Return an S3 client for control calls such as creating the bucket, listing, copying, and uploads in parts.
 
     Whole objects go through `object_store`. Safe to share between threads; `connections` are kept open.
@@ -88,7 +88,7 @@ def s3_client(settings: Settings, *, connections: int = 10) -> S3Client:
         "s3",
         region_name=region(settings),
         endpoint_url=endpoint("s3"),
-        config=client_config(settings, attempts=ATTEMPTS, connections=connections),
+        config=client_config(settings, attempts=attempts, connections=connections),
     )
 
 

@@ -28,6 +28,7 @@ from producers.service.gate import Gate
 from producers.service.health import Readiness, checks_of
 from producers.service.intake import Intake
 from producers.service.leftovers import sweep_now_and_then
+from producers.service.local import host_of, is_loopback
 from producers.service.observed import GONE_STATUS, Observed
 from producers.service.problems import ProblemError
 from producers.service.rates import Rates
@@ -45,6 +46,8 @@ WAITING_FOR_A_PLACE = 1_000
 WAITING_SECONDS = 30.0
 RETRY_SECONDS = 5.0
 KINESIS_ATTEMPTS = 2
+UNDO_SECONDS, CLOSE_SECONDS = 1.0, 0.3
+"""What the end may take once requests are over: together with the time for those, less than 8 seconds."""
 
 Handler = Callable[[Request, str], Awaitable[Response]]
 Answering = Callable[[Request], Awaitable[Response]]
@@ -123,17 +126,23 @@ class Service:
             with suppress(asyncio.CancelledError):
                 await sweeping
             await announcer.close()
-            await files.close()
+            await files.close(seconds=UNDO_SECONDS)
+            with suppress(PkmError, TimeoutError):
+                async with asyncio.timeout(CLOSE_SECONDS):
+                    await asyncio.get_running_loop().run_in_executor(threads, states.close)
             threads.shutdown(wait=False, cancel_futures=True)
-            with suppress(PkmError):
-                await asyncio.to_thread(states.close)
+            self._readiness.close()
 
     def _guarded(self, handler: Callable[[Endpoints], Handler], *, places: int) -> Answering:
         """Let a request through to its handler once its caller is known, within its rate, and has a place."""
         gate = Gate(places, waiting=WAITING_FOR_A_PLACE, seconds=WAITING_SECONDS)
 
         async def answer(request: Request) -> Response:
-            owner = self._tokens.name_of(request.headers.get("authorization")) if self._tokens else ANYBODY
+            if self._tokens is None:
+                _check_local(request)
+                owner = ANYBODY
+            else:
+                owner = self._tokens.name_of(request.headers.get("authorization"))
             request.state.owner = owner
             self._rates.take(owner)
             async with gate.place():
@@ -144,6 +153,13 @@ class Service:
     async def _ready(self, _request: Request) -> Response:
         health = await self._readiness.health()
         return json_answer(health, status=200 if health.status == "ready" else 503)
+
+
+def _check_local(request: Request) -> None:
+    # A browser on this machine lets the pages of others post here, under our address or under a name of theirs.
+    host = host_of(request.headers.get("host", ""))
+    if "origin" in request.headers or not (host == "localhost" or is_loopback(host)):
+        raise ProblemError(problems.FORBIDDEN, "this service is for programs on its own machine")
 
 
 async def _live(_request: Request) -> Response:

@@ -28,6 +28,8 @@ LINGER_SECONDS = 0.005
 CALLS_IN_FLIGHT = 4
 PATIENCE_SECONDS = 15.0
 """How long a record that the stream refuses is sent again before its request is told."""
+CALL_SECONDS = 10.0
+"""And how long a call may take on top of it."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 2.0
 WAITING_RECORDS = 5_000
 # A whole call that is refused for this is not broken, only early.
@@ -86,8 +88,8 @@ class Announcer:
     async def announce(self, announcement: Announcement) -> Place:
         """Return where the record was put, once the stream has it.
 
-        Raises MissingError without a stream, UnreachableError when Kinesis does not answer, refuses the record for
-        15 seconds, or too many wait already.
+        Raises MissingError without a stream, UnreachableError when Kinesis does not answer within 25 seconds, refuses
+        the record for 15, or too many wait already.
         """
         if len(self._waiting) >= WAITING_RECORDS:
             raise UnreachableError(f"{len(self._waiting):,} records wait for the stream")
@@ -96,7 +98,11 @@ class Announcer:
         )
         self._waiting.append(waiting)
         self._work.set()
-        return await waiting.placed
+        try:
+            async with asyncio.timeout(self._patience_seconds + CALL_SECONDS):
+                return await waiting.placed
+        except TimeoutError:
+            raise UnreachableError("the stream did not answer in time") from None
 
     async def close(self) -> None:
         """Stop; what still waits is cancelled, and its requests with it."""

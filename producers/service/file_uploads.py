@@ -34,6 +34,8 @@ PART_BYTES = 8 * 1024 * 1024
 """S3 takes parts from 5 MiB on, and 10,000 of them: up to 78 GiB."""
 STAGING = f"{SERVICE}uploads/"
 COPY_PART_BYTES = 512 * 1024 * 1024
+ATTEMPTS = 4
+"""Of a call, before its client is told to come back later."""
 UNKNOWN_TYPE = "application/octet-stream"
 _ABSENT = frozenset({"404", "NoSuchKey", "NotFound"})
 
@@ -47,7 +49,7 @@ class FileUploads:
     def __init__(self, settings: Settings, *, at_once: int) -> None:
         self._settings = settings
         # A part of each upload is on its way, and a client keeps some more connections for copies.
-        self._client: S3Client = aws.s3_client(settings, connections=at_once + 8)
+        self._client: S3Client = aws.s3_client(settings, attempts=ATTEMPTS, connections=at_once + 8)
         self._threads = ThreadPoolExecutor(at_once + 2, thread_name_prefix="upload")
         self._undoing: set[asyncio.Task[None]] = set()
 
@@ -55,9 +57,10 @@ class FileUploads:
         """Begin an upload; nothing is sent before a part is full, and nothing at all unless it is to be kept."""
         return FileUpload(self, keep=keep)
 
-    async def close(self) -> None:
-        """Wait for what failed uploads have to undo, then let the threads go."""
-        await asyncio.gather(*self._undoing, return_exceptions=True)
+    async def close(self, *, seconds: float) -> None:
+        """Wait so long for what failed uploads have to undo, then let the threads go; the sweep finds the rest."""
+        if self._undoing:
+            await asyncio.wait(self._undoing, timeout=seconds)
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def call(self, doing: str, work: Callable[[S3Client], _T]) -> _T:
@@ -69,10 +72,14 @@ class FileUploads:
 
         return await asyncio.get_running_loop().run_in_executor(self._threads, run)
 
-    def undo(self, doing: str, work: Callable[[S3Client], Any]) -> None:
-        """Run a call beside everything else, also while its request is being cancelled."""
+    def undo(
+        self, doing: str, work: Callable[[S3Client], Any], *, after: asyncio.Task[CompletedPartTypeDef] | None = None
+    ) -> None:
+        """Run a call beside everything else, also while its request is being cancelled; first `after` ends."""
 
         async def run() -> None:
+            if after is not None:
+                await asyncio.gather(after, return_exceptions=True)
             try:
                 await self.call(doing, work)
             except (MissingError, UnreachableError) as error:
@@ -165,8 +172,7 @@ class FileUpload:
     def discard(self) -> None:
         """Leave nothing of it on S3; after `place` does nothing."""
         self._buffer.clear()
-        if self._sending is not None:
-            self._sending.cancel()
+        sending, self._sending = self._sending, None
         if self._staged:
             self._remove_staged()
         elif self._upload_id is not None:
@@ -176,6 +182,8 @@ class FileUpload:
                 lambda client: client.abort_multipart_upload(
                     Bucket=self._uploads.bucket, Key=self._staging_key, UploadId=upload_id
                 ),
+                # S3 may keep a part that arrives after the upload is aborted.
+                after=sending,
             )
 
     async def _send(self, part: bytes) -> None:

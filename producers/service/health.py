@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import structlog
@@ -34,6 +35,8 @@ class Readiness:
 
     def __init__(self, checks: Mapping[str, Check], *, clock: Callable[[], float] = time.monotonic) -> None:
         self._checks = checks
+        # Of its own: the loop would wait for its default threads in the end, and a check may hang.
+        self._threads = ThreadPoolExecutor(2 * len(checks), thread_name_prefix="health")
         self._clock = clock
         self._results: dict[str, Literal["ok", "failing"]] = {}
         self._looked_at = -KEEP_SECONDS
@@ -52,6 +55,10 @@ class Readiness:
         failing = "failing" in self._results.values()
         return Health(status="failing" if failing else "ready", checks=self._results)
 
+    def close(self) -> None:
+        """Let the threads go."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
     async def _look(self) -> None:
         names = list(self._checks)
         results = await asyncio.gather(*(self._try(name) for name in names))
@@ -61,7 +68,7 @@ class Readiness:
     async def _try(self, name: str) -> Literal["ok", "failing"]:
         try:
             async with asyncio.timeout(CHECK_SECONDS):
-                await asyncio.to_thread(self._checks[name])
+                await asyncio.get_running_loop().run_in_executor(self._threads, self._checks[name])
         except (PkmError, TimeoutError) as error:
             _log.warning("not ready", check=name, error=str(error) or "no answer in time")
             return "failing"

@@ -56,8 +56,7 @@ def _paths(*, with_tokens: bool) -> Json:
         problems.INVALID_CONTENT,
         problems.KEY_REUSED,
     ]
-    if with_tokens:
-        common.append(problems.UNAUTHORIZED)
+    common.append(problems.UNAUTHORIZED if with_tokens else problems.FORBIDDEN)
     security: Json = {"security": [{"token": []}]} if with_tokens else {}
     return {
         "/v1/notes": {

@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 __all__ = [
     "CONTENT_TYPE",
+    "FORBIDDEN",
     "INTERNAL",
     "INVALID_CONTENT",
     "INVALID_REQUEST",
@@ -50,6 +51,9 @@ class Kind:
 
 INVALID_REQUEST = Kind("invalid-request", 400, "Invalid request", "The request can't be read: mend it.")
 UNAUTHORIZED = Kind("unauthorized", 401, "Unauthorized", "No bearer token, or one that is not known.")
+FORBIDDEN = Kind(
+    "forbidden", 403, "Forbidden", "Without tokens the service is for programs on its own machine, not for web pages."
+)
 NOT_FOUND = Kind("not-found", 404, "Not found", "There is no such note, or no such address.")
 METHOD_NOT_ALLOWED = Kind("method-not-allowed", 405, "Method not allowed", "`Allow` names the methods.")
 TOO_SLOW = Kind("too-slow", 408, "Too slow", "The body did not come fast enough: send it again.")
@@ -68,6 +72,7 @@ UNAVAILABLE = Kind(
 KINDS = (
     INVALID_REQUEST,
     UNAUTHORIZED,
+    FORBIDDEN,
     NOT_FOUND,
     METHOD_NOT_ALLOWED,
     TOO_SLOW,

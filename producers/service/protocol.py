@@ -15,13 +15,13 @@ __all__ = ["MAX_HEADER_BYTES", "BoundedProtocol"]
 
 MAX_HEADER_BYTES = 16 * 1024
 HEADER_SECONDS = 10.0
-MAX_CONNECTIONS = 4_096
+MAX_CONNECTIONS = 2_048
 
 
 class BoundedProtocol(H11Protocol):
     """Closes a connection that has not sent a whole header for 10 seconds, or goes on with a body after its answer.
 
-    Of more than 4,096 connections the newest are closed at once.
+    Of more than 2,048 connections the newest are closed at once.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:

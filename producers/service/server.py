@@ -1,33 +1,40 @@
 """Runs the service: refuses what is not safe to serve, listens, and ends within 8 seconds of SIGTERM.
 
 On SIGTERM it takes no more connections and tells `/healthz` so; requests that are in flight have 6 seconds to finish,
-then they are cancelled and undo what they left on S3. A client whose request was cut off repeats it.
+then they are cancelled and undo what they left on S3. A client whose request was cut off repeats it. If S3 hangs at
+that, the process ends all the same, with code 1; the next sweep of a replica finds what was left.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
+import os
 import socket
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from types import FrameType
 
+import structlog
 import uvicorn
 from prometheus_client import start_http_server
 
 from core.errors import SettingsError, UnreachableError
 from core.settings import Settings
 from producers.service.app import Service
+from producers.service.local import is_loopback
 from producers.service.protocol import MAX_HEADER_BYTES, BoundedProtocol
 from producers.service.tokens import Tokens
 
 __all__ = ["serve"]
 
 FINISH_SECONDS = 6
+END_SECONDS = 7.7
 KEEP_ALIVE_SECONDS = 10
 BACKLOG = 1024
+
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger(module=__name__)
 
 
 def serve(
@@ -87,8 +94,19 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - of uvicorn
         """Stop, at the first signal; the others say nothing new."""
+        if self.should_exit:
+            return
         self._on_stop()
         self.should_exit = True
+        # Whatever hangs: who started us kills us soon, and then nobody hears why.
+        overdue = threading.Timer(END_SECONDS, _end)
+        overdue.daemon = True
+        overdue.start()
+
+
+def _end() -> None:
+    _log.warning("something hangs: the service ends without undoing what is left of uploads")
+    os._exit(1)
 
 
 def _tokens(settings: Settings, *, host: str, without_tokens: bool) -> Tokens | None:
@@ -101,17 +119,9 @@ def _tokens(settings: Settings, *, host: str, without_tokens: bool) -> Tokens | 
             "PKM_SERVE_TOKENS names no token: set it to NAME:TOKEN (`openssl rand -hex 32` makes one), or serve this"
             " machine alone with --without-tokens"
         )
-    if not _is_loopback(host):
+    if not is_loopback(host):
         raise SettingsError(f"--without-tokens serves this machine alone, and {host} is not a loopback address")
     return None
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        # A name, "localhost" too, means what some file or server says.
-        return False
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -29,7 +29,7 @@ def with_uploads(settings: Settings, work: Callable[[FileUploads], Awaitable[Any
         try:
             return await work(uploads)
         finally:
-            await uploads.close()
+            await uploads.close(seconds=10)
 
     return asyncio.run(run())
 

@@ -59,7 +59,16 @@ def test_one_machine_can_be_served_without_tokens_and_each_name_has_its_rate(ser
     served = serve("--without-tokens", token=None, PKM_SERVE_BURST="3", PKM_SERVE_REQUESTS_PER_SECOND="0.1")
     document = served.request("GET", "/openapi.json").json()
     assert "securitySchemes" not in document["components"]
-    answers = [served.post_note(text=str(number)) for number in range(4)]
+    # Pages in a browser on the same machine, which may post forms to any address.
+    for headers in (
+        {"Origin": "https://example.org"},
+        {"Origin": "null"},
+        {"Host": "example.org"},
+        {"Host": "127.evil:1"},
+    ):
+        refused = served.post_file(b"a", headers=headers)
+        assert (refused.status_code, refused.json()["type"]) == (403, "/docs#forbidden")
+    answers = [served.post_note(text=str(number), headers={"Host": "localhost:1"}) for number in range(4)]
     assert [answer.status_code for answer in answers] == [202, 202, 202, 429]
     assert answers[3].json()["type"] == "/docs#too-many-requests"
     assert 1 <= int(answers[3].headers["Retry-After"]) <= 10
