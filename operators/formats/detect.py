@@ -10,7 +10,7 @@ from enum import Enum
 
 from operators.formats.extracted import Refusal
 
-__all__ = ["Detection", "Format", "decode", "detect"]
+__all__ = ["Detection", "Format", "decode", "detect", "is_readable_name"]
 
 SNIFFED_CHARACTERS = 8_192
 
@@ -131,6 +131,12 @@ def detect(text: str, *, content_types: Iterable[str | None], names: Iterable[st
         if known is not None:
             return Detection(known, declared=True)
     return Detection(_sniffed(text[:SNIFFED_CHARACTERS].replace("\r\n", "\n")), declared=False)
+
+
+def is_readable_name(name: str) -> bool:
+    """Tell whether a file of this name may be a document: its suffix is a known one, or it has none (`LICENSE`)."""
+    stem, _, suffix = name.rpartition("/")[2].rpartition(".")
+    return not stem or suffix.lower() in _SUFFIXES
 
 
 def _sniffed(start: str) -> Format:

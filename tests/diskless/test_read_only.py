@@ -17,6 +17,7 @@ from core import aws
 from core.records import event_identity, note_identity
 from core.recovery.store import SnapshotStore
 from core.settings import Settings
+from git_servers import BareRepository, http_backend
 from json_api import by_link, serving_api
 from pkm.initialise import initialise
 from sinks import iceberg_catalog, lance
@@ -156,3 +157,18 @@ def test_the_http_service_runs_on_a_read_only_system_too(settings: Settings) -> 
     assert done.stdout.count('"state":"accepted"') == 2, done.stderr[-4000:]
     # Nothing is left after the last line, which says how it ended.
     assert done.stdout.rstrip().endswith("ended 0")
+
+
+def test_repositories_are_ingested_on_a_read_only_system_too(settings: Settings, tmp_path: Path) -> None:
+    initialise(settings)
+    repository = BareRepository(tmp_path / "notes.git")
+    repository.commit({"a.md": b"# A\n"})
+    pkm = Path(sys.executable).with_name("pkm")
+    with http_backend(tmp_path) as backend:
+        addresses = (f"{backend.url}/notes.git", str(repository.path))
+        done = within(
+            " && ".join(f"{pkm} ingest git {address} --json" for address in addresses),
+            PKM_ALLOW_PRIVATE_ADDRESSES="1",
+        )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.count('"uploaded": 1') == 2
