@@ -3,6 +3,7 @@
 PkmError
 ├── SettingsError        a setting is unknown, missing or has a value that can't be used
 ├── ForbiddenAddressError  a producer was pointed at an address that it may not connect to
+├── SourceError          a producer's source gave what can't be taken, or more than it may
 ├── UnreachableError     an endpoint (S3, Kinesis, catalog) did not answer, or refused
 ├── MissingError         a stream, bucket, table or note that should exist does not
 ├── ModelError           a model can't be found or loaded
@@ -30,6 +31,7 @@ __all__ = [
     "ResourceError",
     "SettingsError",
     "SnapshotError",
+    "SourceError",
     "UnreachableError",
     "VerificationError",
     "reason",
@@ -46,6 +48,10 @@ class SettingsError(PkmError):
 
 class ForbiddenAddressError(PkmError):
     """An address or redirect leads to where producers may not connect to."""
+
+
+class SourceError(PkmError):
+    """What a producer reads from is damaged, larger than it may be, or does not speak its protocol."""
 
 
 class UnreachableError(PkmError):

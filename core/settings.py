@@ -142,6 +142,18 @@ class Settings(BaseSettings):
     web_page_seconds: Annotated[float, Field(gt=0)] = Field(
         30.0, description="time that a web page may take, redirects included"
     )
+    )
+    git_pack_bytes: Annotated[int, Field(ge=1)] = Field(
+        256 * 1024 * 1024, description="largest pack that a git server may send at a time; held in memory"
+    )
+    git_seconds: Annotated[float, Field(gt=0)] = Field(
+        600.0, description="time that one fetch from a git server may take"
+    )
+    git_files: Annotated[int, Field(ge=1)] = Field(
+        200_000, description="files and folders of a repository that are looked at; larger ones are refused"
+    )
+    github_url: str = Field("https://api.github.com", description="REST API of `pkm ingest git github:OWNER/NAME`")
+    github_token: SecretStr | None = Field(None, description="token for that API")
     allow_private_addresses: bool = Field(False, description="lets producers reach private hosts")
     log_format: Literal["console", "json"] = Field("console", description="how logs are written")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")

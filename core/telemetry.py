@@ -77,6 +77,7 @@ def quiet_libraries() -> None:
         "urllib3",
         "werkzeug",
         "moto",
+        "dulwich",
     ):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(pyiceberg|transformers|sentence_transformers|keybert|sklearn)\b")

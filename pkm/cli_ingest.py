@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Annotated
 
 import typer
 
-from core.errors import UnreachableError
+from core.errors import MissingError, UnreachableError
 from pkm import screen
 from pkm.options import AsJson, configured_settings
 
@@ -188,3 +188,55 @@ def ingest_web(
     screen.show_summary(summary, as_json=as_json)
     if summary.failed_starts:
         raise UnreachableError("; ".join(f"{url}: {reason}" for url, reason in summary.failed_starts.items()))
+
+
+@app.command("git")
+def ingest_git(
+    address: Annotated[
+        str,
+        typer.Argument(
+            metavar="URL",
+            help="https://…, ssh://…, user@host:path, a local path, github:OWNER/NAME (REST API) or github:OWNER.",
+        ),
+    ],
+    ref: Annotated[
+        str | None, typer.Option(metavar="REF", help="Branch, tag or commit; default: the default branch.")
+    ] = None,
+    paths: Annotated[
+        list[str] | None, typer.Option("--path", metavar="GLOB", help="Only these files or folders; repeatable.")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="COMMIT", help="Send what changed since then, not since the last run.")
+    ] = None,
+    from_start: FromStart = False,
+    as_json: AsJson = False,
+) -> None:
+    """Ingest the documents of a git repository; later runs send what changed."""
+    from producers.git.ingest import ingest
+    from producers.git.opening import repositories
+
+    settings = configured_settings(patient=False)
+    summaries, problems = [], []
+    with screen.progress("ingesting", quiet=as_json) as advance:
+        for each in repositories(address, settings=settings):
+            try:
+                summaries.append(
+                    ingest(
+                        each,
+                        settings=settings,
+                        ref=ref,
+                        globs=paths or (),
+                        since=since,
+                        from_start=from_start,
+                        on_progress=advance,
+                    )
+                )
+            except MissingError as error:
+                # One of an owner's repositories may be empty, or have no such branch.
+                problems.append(str(error))
+    if len(summaries) == 1:
+        screen.show_summary(summaries[0], as_json=as_json)
+    elif summaries:
+        screen.show_rows([asdict(summary) for summary in summaries], as_json=as_json, title="ingested")
+    if problems:
+        raise MissingError("; ".join(problems))

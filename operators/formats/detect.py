@@ -12,7 +12,7 @@ from w3lib.encoding import html_body_declared_encoding, http_content_type_encodi
 
 from operators.formats.extracted import Refusal
 
-__all__ = ["Detection", "Format", "decode", "detect", "is_readable_type", "looks_binary"]
+__all__ = ["Detection", "Format", "decode", "detect", "is_readable_name", "is_readable_type", "looks_binary"]
 
 SNIFFED_CHARACTERS = 8_192
 # The HTML standard looks for a declaration in the first 1,024 bytes; pages don't.
@@ -174,6 +174,12 @@ def _in_declared_set(content: bytes, content_type: str | None) -> str | None:
             except UnicodeDecodeError:
                 continue
     return None
+
+
+def is_readable_name(name: str) -> bool:
+    """Tell whether a file of this name may be a document: its suffix is a known one, or it has none (`LICENSE`)."""
+    stem, _, suffix = name.rpartition("/")[2].rpartition(".")
+    return not stem or suffix.lower() in _SUFFIXES
 
 
 def _sniffed(start: str) -> Format:

@@ -17,6 +17,7 @@ from core import aws
 from core.records import event_identity, note_identity
 from core.recovery.store import SnapshotStore
 from core.settings import Settings
+from git_servers import BareRepository, http_backend
 from json_api import by_link, serving_api
 from pkm.initialise import initialise
 from sinks import iceberg_catalog, lance
@@ -167,3 +168,18 @@ def test_pages_of_the_web_are_ingested_on_a_read_only_system_too(settings: Setti
         done = within(f"{pkm} ingest web {site.url} --depth 1 --json", PKM_ALLOW_PRIVATE_ADDRESSES="1")
     assert done.returncode == 0, done.stderr[-4000:]
     assert orjson.loads(done.stdout)["announced"] == 2
+
+
+def test_repositories_are_ingested_on_a_read_only_system_too(settings: Settings, tmp_path: Path) -> None:
+    initialise(settings)
+    repository = BareRepository(tmp_path / "notes.git")
+    repository.commit({"a.md": b"# A\n"})
+    pkm = Path(sys.executable).with_name("pkm")
+    with http_backend(tmp_path) as backend:
+        addresses = (f"{backend.url}/notes.git", str(repository.path))
+        done = within(
+            " && ".join(f"{pkm} ingest git {address} --json" for address in addresses),
+            PKM_ALLOW_PRIVATE_ADDRESSES="1",
+        )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.count('"uploaded": 1') == 2

@@ -6,7 +6,15 @@ import time
 
 import pytest
 
-from operators.formats.detect import Detection, Format, decode, detect, is_readable_type, looks_binary
+from operators.formats.detect import (
+    Detection,
+    Format,
+    decode,
+    detect,
+    is_readable_name,
+    is_readable_type,
+    looks_binary,
+)
 from operators.formats.extracted import Refusal
 
 
@@ -129,3 +137,20 @@ def test_telling_the_format_of_hostile_text_is_quick() -> None:
     for piece in ("[", "[](", "![a]", "| ", "<!-- ", "---\n", "`", " ", "[a](b\n"):
         detect(piece * 100_000, content_types=[], names=[])
     assert time.perf_counter() - started < 5
+
+
+@pytest.mark.parametrize(
+    ("name", "readable"),
+    [
+        ("a.md", True),
+        ("docs.old/A.MD", True),
+        ("LICENSE", True),
+        ("v1.2/Makefile", True),
+        ("a.py", True),
+        ("logo.png", False),
+        ("a.tar.gz", False),
+        ("poetry.lock", False),
+    ],
+)
+def test_a_name_tells_whether_a_file_may_be_a_document(name: str, readable: bool) -> None:
+    assert is_readable_name(name) is readable
