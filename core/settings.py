@@ -142,7 +142,6 @@ class Settings(BaseSettings):
     web_page_seconds: Annotated[float, Field(gt=0)] = Field(
         30.0, description="time that a web page may take, redirects included"
     )
-    )
     git_pack_bytes: Annotated[int, Field(ge=1)] = Field(
         256 * 1024 * 1024, description="largest pack that a git server may send at a time; held in memory"
     )
