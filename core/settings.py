@@ -130,6 +130,18 @@ class Settings(BaseSettings):
     serve_uploads: Annotated[int, Field(ge=1, le=1024)] = Field(
         16, description="files that it takes in at once, each with up to 24 MiB of memory; others wait"
     )
+    web_user_agent: Annotated[str, Field(pattern=r"^[A-Za-z_-]{1,64}$")] = Field(
+        "pkm-lakehouse", description="name that web servers see, and that robots.txt files call the crawler by"
+    )
+    web_contact: Annotated[str, Field(pattern=r"^[!-'*-~]{1,200}$")] | None = Field(
+        None, description="address, of the web or of mail, that web servers see beside the name"
+    )
+    web_pace_seconds: Annotated[float, Field(ge=0)] = Field(
+        1.0, description="least time between two requests to a web host; robots.txt may ask for more"
+    )
+    web_page_seconds: Annotated[float, Field(gt=0)] = Field(
+        30.0, description="time that a web page may take, redirects included"
+    )
     allow_private_addresses: bool = Field(False, description="lets producers reach private hosts")
     log_format: Literal["console", "json"] = Field("console", description="how logs are written")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from core.errors import UnreachableError
 from pkm import screen
 from pkm.options import AsJson, configured_settings
 
@@ -156,3 +157,26 @@ def ingest_serve(
         metrics_port=metrics_port,
         on_ready=lambda address: screen.step(f"serving {address}, reference at {address}/docs"),
     )
+
+
+@app.command("web")
+def ingest_web(
+    urls: Annotated[
+        list[str], typer.Argument(metavar="URL…", help="Pages; with --sitemap, sites or their sitemaps.")
+    ],
+    depth: Annotated[int, typer.Option(min=0, max=100, help="Follow links of the same site this far.")] = 0,
+    sitemap: Annotated[bool, typer.Option("--sitemap", help="Read the pages that the site's sitemaps name.")] = False,
+    max_pages: Annotated[int, typer.Option(min=1, max=100_000, help="Visit this many pages for each URL.")] = 1000,
+    as_json: AsJson = False,
+) -> None:
+    """Ingest pages of the web; what did not change since the last run is left out, what is gone is deleted."""
+    from producers.web.crawl import ingest_web as ingest
+
+    settings = configured_settings(patient=False)
+    with screen.progress("visiting", quiet=as_json) as advance:
+        summary = ingest(
+            urls, settings=settings, depth=depth, sitemap=sitemap, max_pages=max_pages, on_progress=advance
+        )
+    screen.show_summary(summary, as_json=as_json)
+    if summary.failed_starts:
+        raise UnreachableError("; ".join(f"{url} {reason}" for url, reason in summary.failed_starts.items()))

@@ -10,7 +10,7 @@ from enum import Enum
 
 from operators.formats.extracted import Refusal
 
-__all__ = ["Detection", "Format", "decode", "detect"]
+__all__ = ["Detection", "Format", "decode", "detect", "is_readable_type", "looks_binary"]
 
 SNIFFED_CHARACTERS = 8_192
 
@@ -80,6 +80,10 @@ _SUFFIXES = {
     **dict.fromkeys(("json", "geojson", "ipynb"), Format.JSON),
     **dict.fromkeys(_PLAIN_SUFFIXES.split(), Format.PLAIN),
 }
+_READABLE_TYPES = frozenset(
+    f"application/{name}"
+    for name in ("octet-stream", "xml", "yaml", "x-yaml", "toml", "jsonl", "x-ndjson", "javascript", "x-tex")
+)
 _HTML_START = re.compile(
     r"\s*(?:<!--.{0,512}?-->\s*)?<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE | re.DOTALL
 )
@@ -131,6 +135,18 @@ def detect(text: str, *, content_types: Iterable[str | None], names: Iterable[st
         if known is not None:
             return Detection(known, declared=True)
     return Detection(_sniffed(text[:SNIFFED_CHARACTERS].replace("\r\n", "\n")), declared=False)
+
+
+def is_readable_type(content_type: str | None) -> bool:
+    """Tell whether content that is said to be of this type may be a document: text, or nothing known is said."""
+    said = (content_type or "application/octet-stream").partition(";")[0].strip().lower()
+    return said in _TYPES or said in _READABLE_TYPES or said.startswith("text/") or said.endswith(("+xml", "+json"))
+
+
+def looks_binary(start: bytes) -> bool:
+    """Tell whether content that begins like this is refused by `decode`: it has a binary format's mark, or NUL."""
+    marked = any(start.startswith(mark) for mark, _ in _MARKS)
+    return any(start.startswith(magic) for magic, _ in _BINARY) or (not marked and b"\0" in start)
 
 
 def _sniffed(start: str) -> Format:
