@@ -20,6 +20,7 @@ from core.settings import Settings
 from json_api import by_link, serving_api
 from pkm.initialise import initialise
 from sinks import iceberg_catalog, lance
+from web_site import html, web_site
 
 REPOSITORY = Path(__file__).parents[2]
 NAMESPACES = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
@@ -156,3 +157,13 @@ def test_the_http_service_runs_on_a_read_only_system_too(settings: Settings) -> 
     assert done.stdout.count('"state":"accepted"') == 2, done.stderr[-4000:]
     # Nothing is left after the last line, which says how it ended.
     assert done.stdout.rstrip().endswith("ended 0")
+
+
+def test_pages_of_the_web_are_ingested_on_a_read_only_system_too(settings: Settings) -> None:
+    initialise(settings)
+    pkm = Path(sys.executable).with_name("pkm")
+    with web_site() as site:
+        site.pages |= {"/": html("home", "/a"), "/a": html("page a")}
+        done = within(f"{pkm} ingest web {site.url} --depth 1 --json", PKM_ALLOW_PRIVATE_ADDRESSES="1")
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert orjson.loads(done.stdout)["announced"] == 2

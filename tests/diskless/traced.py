@@ -20,6 +20,7 @@ from core import aws
 from core.settings import Settings
 from json_api import by_link, serving_api
 from pkm.stack import local_aws
+from web_site import html, web_site
 
 REPOSITORY = Path(__file__).parents[2]
 DROPPED = "dropped"
@@ -42,8 +43,14 @@ def written(lines: list[str]) -> Iterator[str]:
 
 def main() -> int:
     """Trace producers and `pkm run` over documents; returns 1 when something was written elsewhere."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder, local_aws() as variables, serving_api() as api:
+    with (
+        tempfile.TemporaryDirectory(dir="/dev/shm") as folder,
+        local_aws() as variables,
+        serving_api() as api,
+        web_site() as site,
+    ):
         api.answer = by_link
+        site.pages |= {"/": html("home", "/a"), "/a": html("page a")}
         environment = {
             **os.environ,
             **variables,
@@ -59,6 +66,7 @@ def main() -> int:
             ["ingest", "files", "README.md", "docs"],
             ["ingest", "s3", f"s3://{DROPPED}/inbox/"],
             ["ingest", "api", f"{api.url}/items", "--items", "$.data[*]", "--content", "$.text"],
+            ["ingest", "web", site.url, "--depth", "1"],
             ["run", "--until-caught-up"],
         ):
             log = Path(folder) / "calls"
