@@ -1,16 +1,22 @@
-"""HTML: the text that a browser would show, with title, headings and links."""
+"""HTML: the main text that a browser would show, with title, headings and links."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
 from operators.formats.extracted import Extracted, Refusal, clean, headings, one_line, usable_links
+from operators.formats.html_main import is_beside, main_element
 from operators.formats.html_nesting import deeper_than
 from operators.formats.text_writer import TextWriter
 
 __all__ = ["read", "write_fragment"]
 
 MAX_NESTING = 512
+# A main text of so many characters is one, however much there is beside it; a shorter one must be a part like this.
+ENOUGH_CHARACTERS = 500
+LEAST_SHARE = 0.25
 
 
 def _names(text: str) -> frozenset[str]:
@@ -28,13 +34,13 @@ _CELLS = _names("td th")
 
 
 def read(content: str) -> Extracted:
-    """Return the visible text; scripts, styles and templates are none.
+    """Return the visible text without navigation, footers and the like; scripts, styles and templates are none.
 
-    Raises Refusal when elements are nested deeper than 512 levels.
+    A page whose main text can't be told from the rest is read whole. Raises Refusal when elements are nested deeper
+    than 512 levels.
     """
     parser = _parsed(content)
-    writer = TextWriter()
-    found_headings, links = _write(parser, writer)
+    writer, found_headings, links = _main_text(parser)
     title_node = parser.css_first("title")
     title = one_line(title_node.text()) if title_node is not None else ""
     headers = headings(found_headings)
@@ -48,7 +54,8 @@ def read(content: str) -> Extracted:
 
 def write_fragment(content: str, writer: TextWriter) -> tuple[list[str], list[str]]:
     """Write the visible text of a piece of HTML; returns its headings and links."""
-    return _write(_parsed(content), writer)
+    root = _parsed(content).root
+    return ([], []) if root is None else _write(root, writer)
 
 
 def _parsed(content: str) -> LexborHTMLParser:
@@ -57,7 +64,26 @@ def _parsed(content: str) -> LexborHTMLParser:
     return LexborHTMLParser(content)
 
 
-def _write(parser: LexborHTMLParser, writer: TextWriter) -> tuple[list[str], list[str]]:
+def _main_text(parser: LexborHTMLParser) -> tuple[TextWriter, list[str], list[str]]:
+    """Write the first of these that is not too little: the main element, the page without what is beside its text,
+    the whole page."""
+    main = main_element(parser)
+    written: list[tuple[TextWriter, list[str], list[str]]] = []
+    for root, leave_out in ((main, is_beside), (parser.root, is_beside), (parser.root, None)):
+        if root is None:
+            continue
+        writer = TextWriter()
+        written.append((writer, *_write(root, writer, leave_out)))
+        if len(writer.text()) >= ENOUGH_CHARACTERS:
+            break
+    # The page is short, or its elements are not what they are called.
+    least = len(written[-1][0].text()) * LEAST_SHARE
+    return next((part for part in written if len(part[0].text()) >= least), (TextWriter(), [], []))
+
+
+def _write(
+    root: LexborNode, writer: TextWriter, leave_out: Callable[[LexborNode, str], bool] | None = None
+) -> tuple[list[str], list[str]]:
     found_headings: list[str] = []
     links: list[str] = []
     preformatted = 0
@@ -65,9 +91,7 @@ def _write(parser: LexborHTMLParser, writer: TextWriter) -> tuple[list[str], lis
     cells_in_row = 0
     # A stack of its own: the tree may be deeper than Python's recursion limit.
     stack: list[tuple[LexborNode, str, bool]] = []
-    root = parser.root
-    if root is not None:
-        stack.append((root, root.tag or "", False))
+    stack.append((root, root.tag or "", False))
     while stack:
         node, tag, leaving = stack.pop()
         if leaving:
@@ -88,6 +112,8 @@ def _write(parser: LexborHTMLParser, writer: TextWriter) -> tuple[list[str], lis
                     writer.inline(text)
                 continue
             if tag.startswith("-") or tag in _HIDDEN:
+                continue
+            if leave_out is not None and node is not root and leave_out(node, tag):
                 continue
             if tag == "tr":
                 cells_in_row = 0
