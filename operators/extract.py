@@ -72,7 +72,7 @@ def extract_batch(batch: list[FetchedEvent], *, parsers: Parsers) -> list[Docume
             outcomes[index] = _document(event, "", Format.PLAIN, Extracted(text=""))
             continue
         try:
-            content = decode(fetched.content)
+            content = decode(fetched.content, content_type=event.content_type)
         except Refusal as refusal:
             outcomes[index] = _failure(event, refusal.refused)
             continue

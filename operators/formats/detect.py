@@ -8,11 +8,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
+from w3lib.encoding import html_body_declared_encoding, http_content_type_encoding
+
 from operators.formats.extracted import Refusal
 
 __all__ = ["Detection", "Format", "decode", "detect", "is_readable_type", "looks_binary"]
 
 SNIFFED_CHARACTERS = 8_192
+# The HTML standard looks for a declaration in the first 1,024 bytes; pages don't.
+SNIFFED_BYTES = 4_096
 
 
 class Format(Enum):
@@ -80,6 +84,14 @@ _SUFFIXES = {
     **dict.fromkeys(("json", "geojson", "ipynb"), Format.JSON),
     **dict.fromkeys(_PLAIN_SUFFIXES.split(), Format.PLAIN),
 }
+# Those of the Encoding standard that UTF-8 can be told from, as Python calls what w3lib makes of their labels.
+_CHARACTER_SETS = frozenset(
+    (
+        *(f"cp{number}" for number in (866, 874, 932, 949, *range(1250, 1259))),
+        *(f"iso8859-{number}" for number in range(2, 17)),
+        *("koi8-r", "koi8-u", "mac-roman", "gb18030", "big5hkscs", "euc_jp"),
+    )
+)
 _READABLE_TYPES = frozenset(
     f"application/{name}"
     for name in ("octet-stream", "xml", "yaml", "x-yaml", "toml", "jsonl", "x-ndjson", "javascript", "x-tex")
@@ -94,10 +106,11 @@ _MARKDOWN_LINE = re.compile(
 )
 
 
-def decode(content: bytes) -> str:
-    """Return the characters of `content`: UTF-8, or what its byte order mark says.
+def decode(content: bytes, *, content_type: str | None = None) -> str:
+    """Return the characters of `content`: UTF-8, or what its byte order mark says, or else what is declared.
 
-    Raises Refusal for empty, binary and wrongly encoded content.
+    What is no UTF-8 is read in the character set of the `content_type`, or of the document's own `<meta>`, when that
+    is one of those that web pages have been written in. Raises Refusal for empty, binary and wrongly encoded content.
     """
     for magic, name in _BINARY:
         if content.startswith(magic):
@@ -108,10 +121,13 @@ def decode(content: bytes) -> str:
     except UnicodeDecodeError as error:
         if b"\x00" in content and not mark:
             raise Refusal("UnsupportedFormat", "binary content (it has NUL bytes) is not supported") from None
-        raise Refusal(
-            f"Not{encoding.replace('-le', '').replace('-be', '').replace('utf-', 'Utf')}",
-            f"byte {error.start + len(mark)} is not valid {encoding.upper()}",
-        ) from None
+        declared = None if mark else _in_declared_set(content, content_type)
+        if declared is None:
+            raise Refusal(
+                f"Not{encoding.replace('-le', '').replace('-be', '').replace('utf-', 'Utf')}",
+                f"byte {error.start + len(mark)} is not valid {encoding.upper()}",
+            ) from None
+        text = declared
     if "\x00" in text:
         raise Refusal("UnsupportedFormat", "binary content (it has NUL bytes) is not supported")
     if not text.strip():
@@ -147,6 +163,17 @@ def looks_binary(start: bytes) -> bool:
     """Tell whether content that begins like this is refused by `decode`: it has a binary format's mark, or NUL."""
     marked = any(start.startswith(mark) for mark, _ in _MARKS)
     return any(start.startswith(magic) for magic, _ in _BINARY) or (not marked and b"\0" in start)
+
+
+def _in_declared_set(content: bytes, content_type: str | None) -> str | None:
+    for name in (http_content_type_encoding(content_type), html_body_declared_encoding(content[:SNIFFED_BYTES])):
+        # Python knows more, some of them slow and some not meant for text.
+        if name in _CHARACTER_SETS:
+            try:
+                return content.decode(name)
+            except UnicodeDecodeError:
+                continue
+    return None
 
 
 def _sniffed(start: str) -> Format:

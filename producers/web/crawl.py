@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import httpx2
 import structlog
@@ -39,8 +39,8 @@ from producers.web.urls import identity_of, link_target, site_of
 
 __all__ = ["WebSummary", "ingest_web"]
 
-# Addresses that wait to be visited, for one start address.
-MAX_WAITING = 100_000
+# Of addresses that wait to be visited, so many times those that may be are remembered.
+WAITING_FACTOR = 10
 _CONTENT_TYPE = re.compile(r"([\w.+-]{1,64}/[\w.+-]{1,64})[ \t]*(?:;.*?\bcharset=[\"']?([\w.:-]{1,40}))?", re.ASCII)
 
 Report = Callable[[str, str], None]
@@ -103,8 +103,9 @@ def ingest_web(
         for start in starts:
             name = f"{identity_of(start)} sitemap" if sitemap else identity_of(start)
             publisher = Publisher(settings, name=name, now=now)
-            crawl = _Crawl(start, own, robots, publisher, settings, depth, on_left_alone or _log)
-            crawl.run(crawl.from_sitemaps() if sitemap else [start], max_pages=max_pages, on_progress=on_progress)
+            limits = _Limits(depth, max_pages, settings.max_object_bytes)
+            crawl = _Crawl(start, own, robots, publisher, limits, on_left_alone or _log)
+            crawl.run(crawl.from_sitemaps() if sitemap else [start], on_progress=on_progress)
             counts += crawl.counts + publisher.counts
             by_content_type += publisher.by_content_type
             if crawl.problem:
@@ -120,6 +121,12 @@ def _log(url: str, reason: str) -> None:
     structlog.get_logger(module=__name__).warning("left alone", url=visible(url), reason=visible(reason))
 
 
+class _Limits(NamedTuple):
+    depth: int
+    max_pages: int
+    max_bytes: int
+
+
 class _Crawl:
     """The pages of one start address, those that are near first."""
 
@@ -129,8 +136,7 @@ class _Crawl:
         client: Client,
         robots: Robots,
         publisher: Publisher,
-        settings: Settings,
-        depth: int,
+        limits: _Limits,
         report: Report,
     ) -> None:
         self.counts: Counter[str] = Counter()
@@ -139,25 +145,25 @@ class _Crawl:
         self._client = client
         self._robots = robots
         self._publisher = publisher
-        self._max_bytes = settings.max_object_bytes
-        self._depth = depth
+        self._limits = limits
         self._report = report
         self._sites = {site_of(start)}
         self._seen: set[str] = set()
         self._waiting: list[tuple[int, int, httpx2.URL]] = []
 
-    def run(self, starts: Iterable[httpx2.URL], *, max_pages: int, on_progress: Callable[[int], None] | None) -> None:
+    def run(self, starts: Iterable[httpx2.URL], *, on_progress: Callable[[int], None] | None) -> None:
         """Visit `starts`, the pages that are known, and what they lead to."""
         for url in starts:
             self._wait_for(url, 0)
         for identity, page in self._publisher.pages.items():
-            if page.depth <= self._depth:
+            if page.depth <= self._limits.depth:
                 self._wait_for(httpx2.URL(page.url or identity), page.depth)
-        for _ in range(max_pages):
+        for _ in range(self._limits.max_pages):
             if not self._waiting:
                 break
             depth, _, url = heapq.heappop(self._waiting)
             self._visit(url, depth)
+            self._publisher.flush_when_due()
             if on_progress:
                 on_progress(1)
         self._publisher.flush()
@@ -183,7 +189,11 @@ class _Crawl:
             sitemaps = sitemaps or [self._start.copy_with(raw_path=b"/sitemap.xml")]
         found = 0
         for url in pages_in(
-            sitemaps, client=self._client, may_visit=self._robots.check, max_bytes=self._max_bytes, report=report
+            sitemaps,
+            client=self._client,
+            may_visit=self._robots.check,
+            max_bytes=self._limits.max_bytes,
+            report=report,
         ):
             if site_of(url) in self._sites:
                 found += 1
@@ -195,7 +205,7 @@ class _Crawl:
 
     def _wait_for(self, url: httpx2.URL, depth: int) -> None:
         identity = identity_of(url)
-        if identity not in self._seen and len(self._waiting) < MAX_WAITING:
+        if identity not in self._seen and len(self._waiting) < self._limits.max_pages * WAITING_FACTOR:
             self._seen.add(identity)
             heapq.heappush(self._waiting, (depth, len(self._seen), url))
 
@@ -210,7 +220,7 @@ class _Crawl:
 
         try:
             answer = self._client.get(
-                url, max_bytes=self._max_bytes, may_visit=may_visit, headers=self._conditions, screen=_screen
+                url, max_bytes=self._limits.max_bytes, may_visit=may_visit, headers=self._conditions, screen=_screen
             )
             if is_start:
                 self._sites.add(site_of(answer.url))
@@ -257,7 +267,7 @@ class _Crawl:
             metadata = {"url": identity} | ({"last_modified": last_modified} if last_modified else {})
             item = SourceItem(SOURCE_TYPE, identity, answer.content, content_type, metadata)
             self._publisher.changed(identity, page, item)
-        if depth < self._depth and (content_type is None or "html" in content_type):
+        if depth < self._limits.depth and (content_type is None or "html" in content_type):
             for target in links_of(answer.content, answer.url):
                 if site_of(target) in self._sites:
                     self._wait_for(target, depth + 1)

@@ -43,16 +43,10 @@ class Publisher:
         self._flushed_at = time.monotonic()
 
     def changed(self, identity: str, page: KnownPage, item: SourceItem) -> None:
-        """Take a page that is new or has other content than before; may announce what has been taken so far."""
+        """Take a page that is new or has other content than before."""
         self.pages[identity] = page
         self._items.append(item)
         self._size += len(item.content)
-        if (
-            len(self._items) >= FLUSH_PAGES
-            or self._size >= FLUSH_BYTES
-            or time.monotonic() - self._flushed_at >= FLUSH_SECONDS
-        ):
-            self.flush()
 
     def unchanged(self, identity: str, page: KnownPage) -> None:
         """Take a page whose content is what was announced."""
@@ -67,6 +61,14 @@ class Publisher:
         else:
             self.counts["missing"] += 1
         self.pages[identity] = replace(page, missing_since=page.missing_since or self._now())
+
+    def flush_when_due(self) -> None:
+        """Do `flush` when much has been taken, or when something has waited for long."""
+        waited = time.monotonic() - self._flushed_at
+        if not self._items and not self._gone:
+            self._flushed_at = time.monotonic()
+        elif len(self._items) >= FLUSH_PAGES or self._size >= FLUSH_BYTES or waited >= FLUSH_SECONDS:
+            self.flush()
 
     def flush(self) -> None:
         """Announce what has been taken, then move the cursor. Raises what `announce` and `save_cursor` raise."""

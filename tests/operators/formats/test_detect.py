@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from operators.formats.detect import Detection, Format, decode, detect
+from operators.formats.detect import Detection, Format, decode, detect, is_readable_type, looks_binary
 from operators.formats.extracted import Refusal
 
 
@@ -44,6 +44,52 @@ def test_what_is_no_text_is_refused(content: bytes, error: str) -> None:
     with pytest.raises(Refusal) as caught:
         decode(content)
     assert caught.value.refused.error == error
+
+
+@pytest.mark.parametrize(
+    ("content", "content_type", "text"),
+    [
+        (b"caf\xe9", "text/html; charset=ISO-8859-1", "caf\u00e9"),
+        (b"caf\xe9 \x80", 'text/plain;charset="windows-1252"', "caf\u00e9 \u20ac"),
+        (b"\xcf\xf0\xe8", "text/html; charset=windows-1251", "\u041f\u0440\u0438"),
+        (b"\x93\xfa\x96{", "text/html; charset=Shift_JIS", "\u65e5\u672c"),
+        (b"<meta charset=gb2312>\xc4\xe3", "text/html", "<meta charset=gb2312>\u4f60"),
+        (b"<meta http-equiv=content-type content='text/html; charset=koi8-r'>\xd0", None, None),
+        # What is UTF-8 is UTF-8, whatever a server was set up to say.
+        ("caf\u00e9".encode(), "text/html; charset=ISO-8859-1", "caf\u00e9"),
+    ],
+)
+def test_old_character_sets_are_read_when_they_are_declared(
+    content: bytes, content_type: str | None, text: str | None
+) -> None:
+    assert decode(content, content_type=content_type).endswith(text or "\u043f")
+
+
+@pytest.mark.parametrize("name", ["punycode", "idna", "unicode_escape", "zlib", "utf-7", "hex", "no-such", "utf-8"])
+def test_a_character_set_that_pages_are_not_written_in_is_not_tried(name: str) -> None:
+    with pytest.raises(Refusal) as caught:
+        decode(b"caf\xe9", content_type=f"text/plain; charset={name}")
+    assert caught.value.refused.error == "NotUtf8"
+
+
+@pytest.mark.parametrize(
+    ("content_type", "readable"),
+    [
+        *((said, True) for said in (None, "", "text/html", "Text/Markdown; charset=utf-8", "application/atom+xml")),
+        *((said, True) for said in ("application/json", "application/ld+json", "application/octet-stream", "html")),
+        *((said, False) for said in ("image/png", "application/pdf", "application/zip", "video/mp4", "nonsense")),
+    ],
+)
+def test_a_type_tells_whether_its_content_may_be_read(content_type: str | None, readable: bool) -> None:
+    assert is_readable_type(content_type) is readable
+
+
+@pytest.mark.parametrize(
+    ("start", "binary"),
+    [(b"%PDF-1.7", True), (b"a\0b", True), ("\ufeffa".encode("utf-16-le"), False), (b"caf\xe9", False), (b"", False)],
+)
+def test_binary_content_is_told_by_its_start(start: bytes, binary: bool) -> None:
+    assert looks_binary(start) is binary
 
 
 def test_a_refusal_names_the_format_that_is_not_supported() -> None:
