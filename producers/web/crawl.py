@@ -41,6 +41,8 @@ __all__ = ["WebSummary", "ingest_web"]
 
 # Of addresses that wait to be visited, so many times those that may be are remembered.
 WAITING_FACTOR = 10
+# What may be otherwise at the next run, although the page that links to it is the same.
+_FOR_A_WHILE = frozenset({"failed", "robots"})
 _CONTENT_TYPE = re.compile(r"([\w.+-]{1,64}/[\w.+-]{1,64})[ \t]*(?:;.*?\bcharset=[\"']?([\w.:-]{1,40}))?", re.ASCII)
 
 Report = Callable[[str, str], None]
@@ -154,10 +156,14 @@ class _Crawl:
     def run(self, starts: Iterable[httpx2.URL], *, on_progress: Callable[[int], None] | None) -> None:
         """Visit `starts`, the pages that are known, and what they lead to."""
         for url in starts:
-            self._wait_for(url, 0)
+            self._wait_for(url, 0, remember=False)
         for identity, page in self._publisher.pages.items():
             if page.depth <= self._limits.depth:
-                self._wait_for(httpx2.URL(page.url or identity), page.depth)
+                self._wait_for(httpx2.URL(page.url or identity), page.depth, remember=False)
+        others, self._publisher.others = self._publisher.others, {}
+        for address, depth in others.items():
+            if depth > self._limits.depth or not self._wait_for(httpx2.URL(address), depth):
+                self._publisher.others[address] = depth
         for _ in range(self._limits.max_pages):
             if not self._waiting:
                 break
@@ -203,11 +209,21 @@ class _Crawl:
         if not found and not self.problem:
             self.problem = "no page of this site is in its sitemaps"
 
-    def _wait_for(self, url: httpx2.URL, depth: int) -> None:
+    def _wait_for(self, url: httpx2.URL, depth: int, *, remember: bool = True) -> bool:
+        """Visit an address later, if that was not said before; returns False when too many wait already.
+
+        It is to `remember` for the next run, until it gave a page, unless that run finds it by itself.
+        """
         identity = identity_of(url)
-        if identity not in self._seen and len(self._waiting) < self._limits.max_pages * WAITING_FACTOR:
-            self._seen.add(identity)
-            heapq.heappush(self._waiting, (depth, len(self._seen), url))
+        if identity in self._seen:
+            return True
+        if len(self._waiting) >= self._limits.max_pages * WAITING_FACTOR:
+            return False
+        self._seen.add(identity)
+        heapq.heappush(self._waiting, (depth, len(self._seen), url))
+        if remember:
+            self._publisher.others[str(url)] = depth
+        return True
 
     def _visit(self, url: httpx2.URL, depth: int) -> None:
         is_start = url == self._start
@@ -225,14 +241,21 @@ class _Crawl:
             if is_start:
                 self._sites.add(site_of(answer.url))
             self._take(url, answer, depth)
+            if identity_of(answer.url) == identity_of(url):
+                self._publisher.others.pop(str(url), None)
         except LeftAlone as left:
             self._leave(str(url), left)
+            if left.kind not in _FOR_A_WHILE:
+                self._publisher.others.pop(str(url), None)
             if is_start:
                 self.problem = left.message
 
     def _conditions(self, identity: str) -> dict[str, str]:
         page = self._publisher.pages.get(identity)
-        return page.conditions() if page is not None else {}
+        # To follow its links for the first time, the page itself is needed.
+        if page is None or (page.depth < self._limits.depth and not page.followed):
+            return {}
+        return page.conditions()
 
     def _take(self, url: httpx2.URL, answer: Answer, depth: int) -> None:
         asked, identity = identity_of(url), identity_of(answer.url)
@@ -252,25 +275,33 @@ class _Crawl:
         if answer.status == 304 and known is not None:
             self._publisher.unchanged(identity, replace(known, depth=depth, missing_since=None))
             return
+        content_type = _content_type(answer.headers.get("Content-Type"))
+        sha256 = hashlib.sha256(answer.content).hexdigest()
+        same = known is not None and known.sha256 == sha256
+        followed = self._follow(answer, content_type, depth)
         etag, last_modified = validators(answer.headers)
         page = KnownPage(
-            sha256=hashlib.sha256(answer.content).hexdigest(),
+            sha256=sha256,
             depth=depth,
             etag=etag,
             last_modified=last_modified,
             url=None if str(answer.url) == identity else str(answer.url),
+            followed=followed or (known is not None and same and known.followed),
         )
-        content_type = _content_type(answer.headers.get("Content-Type"))
-        if known is not None and known.sha256 == page.sha256:
+        if same:
             self._publisher.unchanged(identity, page)
         else:
             metadata = {"url": identity} | ({"last_modified": last_modified} if last_modified else {})
             item = SourceItem(SOURCE_TYPE, identity, answer.content, content_type, metadata)
             self._publisher.changed(identity, page, item)
-        if depth < self._limits.depth and (content_type is None or "html" in content_type):
-            for target in links_of(answer.content, answer.url):
-                if site_of(target) in self._sites:
-                    self._wait_for(target, depth + 1)
+
+    def _follow(self, answer: Answer, content_type: str | None, depth: int) -> bool:
+        """Wait for what a page links to; tells whether nothing of it is forgotten."""
+        if depth >= self._limits.depth:
+            return False
+        targets = links_of(answer.content, answer.url) if "html" in (content_type or "html") else []
+        within = [target for target in targets if site_of(target) in self._sites]
+        return sum(self._wait_for(target, depth + 1) for target in within) == len(within)
 
     def _leave(self, url: str, left: LeftAlone) -> None:
         self.counts[left.kind] += 1

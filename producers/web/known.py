@@ -16,8 +16,8 @@ LONGEST_VALIDATOR = 256
 class KnownPage:
     """A page that was announced: the digest of its content, how to ask whether it changed, how far from the start.
 
-    `url` is its address where that is written differently from its identity; `missing_since` when the server first
-    said that it is not there.
+    `url` is its address where that is written differently from its identity; `followed` whether what it links to is
+    remembered too; `missing_since` when the server first said that it is not there.
     """
 
     sha256: str
@@ -25,6 +25,7 @@ class KnownPage:
     etag: str | None = None
     last_modified: str | None = None
     url: str | None = None
+    followed: bool = False
     missing_since: datetime | None = None
 
     def conditions(self) -> dict[str, str]:
@@ -51,17 +52,18 @@ def known_pages(value: Mapping[str, Any]) -> dict[str, KnownPage]:
     return pages
 
 
-def remembered(pages: Mapping[str, KnownPage]) -> dict[str, Any]:
-    """Make a cursor's value of pages; `known_pages` reads it."""
+def remembered(pages: Mapping[str, KnownPage], others: Mapping[str, int]) -> dict[str, Any]:
+    """Make a cursor's value of pages, and of the distance of addresses that gave no page but may give one later."""
     return {
         "pages": {
             identity: {
                 name: value.isoformat() if isinstance(value, datetime) else value
                 for name, value in asdict(page).items()
-                if value is not None
+                if value is not None and value is not False
             }
             for identity, page in pages.items()
-        }
+        },
+        "others": dict(others),
     }
 
 

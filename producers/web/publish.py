@@ -23,20 +23,23 @@ FLUSH_SECONDS = 15.0
 
 
 class Publisher:
-    """The pages that are known from one start address, and those of them that are to be announced.
+    """The `pages` that are known from one start address, and those of them that are to be announced.
+
+    `others` are addresses that gave no page of their own the last time (they failed, redirected or had no turn), with
+    their distance from the start: the page that links to them may not have changed when they do.
 
     The cursor moves after what it tells is announced. What is written to it is also what a deletion is made of, so a
     run that repeats a deletion announces the same event.
     """
 
     def __init__(self, settings: Settings, *, name: str, now: Callable[[], datetime]) -> None:
-        self.pages: dict[str, KnownPage]
         self.counts: Counter[str] = Counter()
         self.by_content_type: Counter[str] = Counter()
         self._settings = settings
         self._now = now
         self._cursor = load_cursor(settings, kind=SOURCE_TYPE, name=name)
         self.pages = known_pages(self._cursor.value)
+        self.others: dict[str, int] = dict(self._cursor.value.get("others", {}))
         self._items: list[SourceItem] = []
         self._size = 0
         self._gone: set[str] = set()
@@ -95,6 +98,6 @@ class Publisher:
         self._flushed_at = time.monotonic()
 
     def _save(self) -> None:
-        value = remembered(self.pages)
+        value = remembered(self.pages, self.others)
         if value != self._cursor.value:
             self._cursor = save_cursor(self._settings, self._cursor, value)

@@ -107,6 +107,36 @@ def test_a_second_run_makes_no_new_object_and_no_new_record(
     assert {path for path, headers in site.requests if "If-None-Match" in headers} == {"/", "/b?y=2&x=1"}
 
 
+def test_what_had_no_turn_or_failed_is_found_later_although_the_page_that_leads_there_is_the_same(
+    open_settings: Settings, site: Site, records: Records
+) -> None:
+    site.pages |= {
+        "/": html("home", "/a", "/b", "/broken", "/people", "/moving", tagged=True),
+        **{path: html(path, f"{path}/deep", tagged=True) for path in ("/a", "/b")},
+        **{f"{path}/deep": html(path, tagged=True) for path in ("/a", "/b")},
+        "/broken": Page(b"", 500),
+        "/people": html("for people"),
+        "/moving": redirect("/a"),
+        "/moved": html("moved"),
+        "/robots.txt": Page(b"User-agent: *\nDisallow: /people"),
+    }
+    assert counts(ingested(open_settings, site.url, depth=1, max_pages=2)[0]) == {"announced": 2, "over_limit": 4}
+    assert counts(ingested(open_settings, site.url, depth=1)[0]) == {
+        "announced": 1,
+        "unchanged": 2,
+        "failed": 1,
+        "robots": 1,
+    }
+    site.pages |= {"/broken": html("mended"), "/robots.txt": Page(b"", 404), "/moving": redirect("/moved")}
+    assert counts(ingested(open_settings, site.url, depth=1)[0]) == {"announced": 3, "unchanged": 3}
+    # A page that was not asked where it leads to is asked again.
+    assert counts(ingested(open_settings, site.url, depth=2)[0]) == {"announced": 2, "unchanged": 6}
+    site.requests.clear()
+    assert counts(ingested(open_settings, site.url, depth=2)[0]) == {"unchanged": 8}
+    assert all("If-None-Match" in headers for path, headers in site.requests if site.pages.get(path, Page()).tagged)
+    assert len(records()) == 8
+
+
 def test_a_page_that_changed_is_a_new_version_of_the_same_note_and_its_new_links_are_followed(
     open_settings: Settings, site: Site, records: Records
 ) -> None:
@@ -126,6 +156,7 @@ def test_a_page_is_deleted_when_it_is_gone_or_missing_in_two_runs(
     open_settings: Settings, site: Site, records: Records
 ) -> None:
     small_site(site)
+    site.pages["/"] = html("home", "/a", "/b?y=2&x=1", tagged=True)
     ingested(open_settings, site.url, depth=2)
     before = len(records())
     kept = dict(site.pages)
