@@ -59,7 +59,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def start(self, *headers: str) -> None:
         """Send the head of an answer that ends when the connection does."""
-        self.wfile.write("\r\n".join(["HTTP/1.1 200 OK", "Content-Type: text/html", *headers, "", ""]).encode())
+        self.wfile.write(
+            "\r\n".join(
+                ["HTTP/1.1 200 OK", "Content-Type: text/html", "Connection: close", *headers, "", ""]
+            ).encode()
+        )
 
     def send(self, data: bytes) -> None:
         self.wfile.write(data)

@@ -111,17 +111,17 @@ class Client:
         # Cookies live as long as the redirects of one page.
         self._http.cookies.clear()
         while True:
-            identity = identity_of(url)
-            if identity in visited:
+            # Not by identity: to another way to write the same address is where many redirect.
+            if str(url) in visited:
                 raise LeftAlone("failed", "redirects in a circle")
             if len(visited) > MAX_REDIRECTS:
                 raise LeftAlone("failed", f"redirects more than {MAX_REDIRECTS} times")
-            visited.add(identity)
+            visited.add(str(url))
             pace_seconds = max(may_visit(url), self._settings.web_pace_seconds)
             for attempt in range(RETRIES + 1):
                 self._wait(site_of(url), pace_seconds)
                 begun = time.monotonic()
-                with self._asked(url, headers(identity), seconds=left) as response:
+                with self._asked(url, headers(identity_of(url)), seconds=left) as response:
                     status = response.status_code
                     pause_seconds = _pause_seconds(response, attempt)
                     last = status not in _BUSY or attempt == RETRIES or pause_seconds > LONGEST_PAUSE_SECONDS
