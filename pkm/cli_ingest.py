@@ -167,16 +167,24 @@ def ingest_web(
     depth: Annotated[int, typer.Option(min=0, max=100, help="Follow links of the same site this far.")] = 0,
     sitemap: Annotated[bool, typer.Option("--sitemap", help="Read the pages that the site's sitemaps name.")] = False,
     max_pages: Annotated[int, typer.Option(min=1, max=100_000, help="Visit this many pages for each URL.")] = 1000,
+    from_start: FromStart = False,
     as_json: AsJson = False,
 ) -> None:
-    """Ingest pages of the web; what did not change since the last run is left out, what is gone is deleted."""
-    from producers.web.crawl import ingest_web as ingest
+    """Ingest pages of the web that are new or changed since the last run; those that are gone are deleted."""
+    from producers.web.crawl import crawl
 
     settings = configured_settings(patient=False)
     with screen.progress("visiting", quiet=as_json) as advance:
-        summary = ingest(
-            urls, settings=settings, depth=depth, sitemap=sitemap, max_pages=max_pages, on_progress=advance
+        summary = crawl(
+            urls,
+            settings=settings,
+            depth=depth,
+            sitemap=sitemap,
+            max_pages=max_pages,
+            from_start=from_start,
+            on_progress=advance,
+            on_left_alone=screen.LeftAlone(),
         )
     screen.show_summary(summary, as_json=as_json)
     if summary.failed_starts:
-        raise UnreachableError("; ".join(f"{url} {reason}" for url, reason in summary.failed_starts.items()))
+        raise UnreachableError("; ".join(f"{url}: {reason}" for url, reason in summary.failed_starts.items()))

@@ -37,7 +37,7 @@ from producers.web.robots import Robots
 from producers.web.sitemaps import is_sitemap, pages_in
 from producers.web.urls import identity_of, link_target, site_of
 
-__all__ = ["WebSummary", "ingest_web"]
+__all__ = ["WebSummary", "crawl"]
 
 # Of addresses that wait to be visited, so many times those that may be are remembered.
 WAITING_FACTOR = 10
@@ -72,13 +72,14 @@ class WebSummary:
     """Why start addresses could not be read."""
 
 
-def ingest_web(
+def crawl(
     urls: Sequence[str],
     *,
     settings: Settings,
     depth: int = 0,
     sitemap: bool = False,
     max_pages: int = 1000,
+    from_start: bool = False,
     on_progress: Callable[[int], None] | None = None,
     on_left_alone: Report | None = None,
     client: Client | None = None,
@@ -87,9 +88,9 @@ def ingest_web(
     """Announce the pages at `urls`, and those that they link to within their sites, up to `depth` links away.
 
     With `sitemap`, an address is that of a sitemap, or of a site whose sitemaps are looked for in robots.txt and at
-    /sitemap.xml; the pages in them are the start. At most `max_pages` are visited for each address. `on_progress`
-    hears how many more pages are done; `on_left_alone(url, reason)` of pages that could not be read (default: a
-    warning in the log).
+    /sitemap.xml; the pages in them are the start. At most `max_pages` are visited for each address. With
+    `from_start`, what is known from earlier runs is forgotten, and every page announced. `on_progress` hears how many
+    more pages are done, `on_left_alone(url, reason)` of those that could not be read (default: a warning in the log).
 
     An event is announced after its object is complete, and the cursor moves after both: a run that was stopped is
     completed by another. Raises ForbiddenAddressError for one of `urls` that is no web address, FencedError when
@@ -104,14 +105,14 @@ def ingest_web(
         robots = Robots(own, settings)
         for start in starts:
             name = f"{identity_of(start)} sitemap" if sitemap else identity_of(start)
-            publisher = Publisher(settings, name=name, now=now)
+            publisher = Publisher(settings, name=name, now=now, from_start=from_start)
             limits = _Limits(depth, max_pages, settings.max_object_bytes)
-            crawl = _Crawl(start, own, robots, publisher, limits, on_left_alone or _log)
-            crawl.run(crawl.from_sitemaps() if sitemap else [start], on_progress=on_progress)
-            counts += crawl.counts + publisher.counts
+            pages = _Crawl(start, own, robots, publisher, limits, on_left_alone or _log)
+            pages.run(pages.from_sitemaps() if sitemap else [start], on_progress=on_progress)
+            counts += pages.counts + publisher.counts
             by_content_type += publisher.by_content_type
-            if crawl.problem:
-                failed_starts[str(start)] = crawl.problem
+            if pages.problem:
+                failed_starts[str(start)] = pages.problem
     return WebSummary(
         **cast("dict[str, Any]", counts),
         by_content_type=dict(sorted(by_content_type.items())),

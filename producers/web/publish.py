@@ -32,14 +32,17 @@ class Publisher:
     run that repeats a deletion announces the same event.
     """
 
-    def __init__(self, settings: Settings, *, name: str, now: Callable[[], datetime]) -> None:
+    def __init__(
+        self, settings: Settings, *, name: str, now: Callable[[], datetime], from_start: bool = False
+    ) -> None:
         self.counts: Counter[str] = Counter()
         self.by_content_type: Counter[str] = Counter()
         self._settings = settings
         self._now = now
         self._cursor = load_cursor(settings, kind=SOURCE_TYPE, name=name)
-        self.pages = known_pages(self._cursor.value)
-        self.others: dict[str, int] = dict(self._cursor.value.get("others", {}))
+        value = {} if from_start else self._cursor.value
+        self.pages = known_pages(value)
+        self.others: dict[str, int] = dict(value.get("others", {}))
         self._items: list[SourceItem] = []
         self._size = 0
         self._gone: set[str] = set()

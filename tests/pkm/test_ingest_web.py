@@ -17,7 +17,7 @@ import pytest
 from core import aws
 from core.settings import Settings
 from faults.proxy import Fault, fault_proxy
-from producers.web.crawl import ingest_web
+from producers.web.crawl import crawl
 from web_site import Page, Site, html, redirect, web_site
 
 PKM = Path(sys.executable).with_name("pkm")
@@ -129,12 +129,12 @@ def test_a_page_reaches_silver_without_its_navigation_and_leaves_it_when_it_is_g
     body = f"<title>Water</title><nav><a href=/shop>Shop</a></nav><main><h1>Water</h1><p>{text} Caf\xe9.</p></main>"
     site.pages["/water"] = Page(body.encode("latin-1"), headers={"Content-Type": "text/html; charset=iso-8859-1"})
     settings = world.settings.model_copy(update={"allow_private_addresses": True, "web_pace_seconds": 0.0})
-    ingest_web([f"{site.url}/water"], settings=settings)
+    crawl([f"{site.url}/water"], settings=settings)
     world.run()
     (row,) = world.table("silver.notes")
     assert (row["title"], row["text"], row["links"]) == ("Water", f"Water\n\n{text} Caf\xe9.", [])
 
     site.pages["/water"] = Page(b"", 410)
-    assert ingest_web([f"{site.url}/water"], settings=settings).deleted == 1
+    assert crawl([f"{site.url}/water"], settings=settings).deleted == 1
     world.run()
     assert world.table("silver.notes") == []

@@ -22,7 +22,7 @@ from producers.addresses import guarded_client
 from producers.announce import announce_deletions
 from producers.web import publish
 from producers.web.client import Client
-from producers.web.crawl import WebSummary, ingest_web
+from producers.web.crawl import WebSummary, crawl
 from web_site import Page, Site, bomb, dripping, endless, html, redirect, web_site
 
 Records = Callable[[], list[dict[str, Any]]]
@@ -35,7 +35,7 @@ def objects(settings: Settings) -> dict[str, str]:
 
 def ingested(settings: Settings, *urls: str, **options: Any) -> tuple[WebSummary, dict[str, str]]:
     left: dict[str, str] = {}
-    return ingest_web(urls, settings=settings, on_left_alone=left.__setitem__, **options), left
+    return crawl(urls, settings=settings, on_left_alone=left.__setitem__, **options), left
 
 
 def counts(summary: WebSummary) -> dict[str, Any]:
@@ -105,6 +105,17 @@ def test_a_second_run_makes_no_new_object_and_no_new_record(
     assert again == cursors
     # What has an entity tag is not even sent again.
     assert {path for path, headers in site.requests if "If-None-Match" in headers} == {"/", "/b?y=2&x=1"}
+
+
+def test_a_run_from_the_start_announces_everything_again_and_stores_nothing_twice(
+    open_settings: Settings, site: Site, records: Records
+) -> None:
+    small_site(site)
+    ingested(open_settings, site.url, depth=1)
+    summary, _ = ingested(open_settings, site.url, depth=1, from_start=True)
+    assert (summary.announced, summary.uploaded, summary.already_there) == (3, 0, 3)
+    assert len({record["event_id"] for record in records()}) == 3
+    assert counts(ingested(open_settings, site.url, depth=1)[0]) == {"unchanged": 3}
 
 
 def test_what_had_no_turn_or_failed_is_found_later_although_the_page_that_leads_there_is_the_same(
