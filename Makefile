@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 SERVERS := tests/servers
 IMAGE ?= pkm-lakehouse:latest
+# What `make bench` measures: source, producers or delivery, with OPTIONS of its own.
+WHAT ?= source
 # Only where Python comes without ensurepip (Debian's package python3 without python3-venv).
 VIRTUALENV := virtualenv==21.15.8
 
@@ -16,7 +18,7 @@ RUN := OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) OPENBLAS_NUM_THREAD
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo servers test chaos faults kinesis reshard large bench bench-producers check lock image clean
+.PHONY: help setup demo servers test chaos faults kinesis reshard large bench check lock image clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,11 +53,8 @@ reshard: setup servers ## 100,000 records over shards that split and merge, read
 large: setup ## two gigabytes through the HTTP service, and what memory that takes (a minute)
 	@$(RUN) $(BIN)/python -m pytest -m large tests/producers/service
 
-bench: setup servers ## measure the source: records a second against boto3 alone, CPU time, an idle flow (minutes)
-	@PYTHONPATH=.:tests $(RUN) $(BIN)/python -m bench.source
-
-bench-producers: setup ## measure producers: objects a second against a bare loop of boto3 calls (2 minutes)
-	@PYTHONPATH=.:tests $(RUN) $(BIN)/python -m bench.producers
+bench: setup $(if $(filter source,$(WHAT)),servers) ## measure one part: make bench WHAT=delivery (minutes)
+	@PYTHONPATH=.:tests $(RUN) $(BIN)/python -m bench.$(WHAT) $(OPTIONS)
 
 check: setup ## lint, format, types, layers
 	$(BIN)/ruff check .
