@@ -64,6 +64,9 @@ class Settings(BaseSettings):
     enrich: Literal["embedded", "cloud", "none"] = Field("embedded", description="model profile")
     embedding_model: str | None = Field(None, description="overrides the profile's embedding model")
     entity_model: str | None = Field(None, description="overrides the profile's entity model")
+    concepts: Literal["phrases", "keybert"] = Field(
+        "phrases", description="candidates for concepts: phrases that a person would write, or KeyBERT's n-grams"
+    )
     processing_version: str = Field("1", min_length=1, description="written with every row")
     threads: Annotated[int, Field(ge=1)] | None = Field(
         None, description="CPU threads per process; default all cores"

@@ -94,7 +94,7 @@ def process(
     )
     notes = embed.embeddings("embed", notes, model=models.embedding, threads=threads)
     notes = entities.find("entities", notes, model=models.entities, threads=threads)
-    notes = concepts.key_phrases("concepts", notes, model=models.embedding, threads=threads)
+    notes = concepts.key_phrases("concepts", notes, model=models.embedding, threads=threads, maker=settings.concepts)
     counted = windows.tumbling(
         "windows", documents, watermarks, length=settings.window_length, lateness=settings.lateness
     )
