@@ -69,7 +69,7 @@ class Settings(BaseSettings):
     )
     processing_version: str = Field("1", min_length=1, description="written with every row")
     threads: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="CPU threads per process; default all cores"
+        None, description="CPU threads of a forward pass; default all cores divided by the workers of the process"
     )
 
     window_seconds: Annotated[int, Field(ge=1)] = Field(300, description="length of the tumbling windows")

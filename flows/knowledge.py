@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import bytewax.operators as op
 from bytewax.dataflow import Dataflow, Stream
@@ -19,6 +20,7 @@ from core.recovery.attach import attach_to_bytewax_run
 from core.settings import Settings, load_settings
 from core.telemetry import configure_logging
 from models.registry import profile
+from models.start import load_models
 from operators import chunk, concepts, dedupe, embed, entities, extract, failure_rate, fetch, parse, windows
 from operators.outcomes import History
 from sinks import iceberg, iceberg_history, iceberg_tables, lance, slatedb
@@ -40,11 +42,14 @@ class Processed:
 
 
 def flow() -> Dataflow:
-    """Build the dataflow from the environment; under `bytewax.run -r` its snapshots are kept on S3."""
+    """Build the dataflow from the environment.
+
+    Under `bytewax.run` models are loaded before anything else, and with `-r` snapshots are kept on S3.
+    """
     settings = load_settings()
     configure_logging(settings)
     graph = build(settings)
-    attach_to_bytewax_run(settings, flow=FLOW, graph=graph)
+    attach_to_bytewax_run(settings, flow=FLOW, graph=graph, prepare=partial(load_models, settings))
     return graph
 
 

@@ -27,7 +27,8 @@ from torch import Tensor
 from core import stopping
 from core.errors import ModelError, reason
 from core.records import Entity
-from models.entity.loading import OWN_FOLDER, base_tokenizer, device, is_own, load_own, unbounded
+from models.entity.loading import OWN_FOLDER, base_tokenizer, is_own, load_own, unbounded
+from models.hardware import device, precision
 from models.registry import locate
 from models.spans import TYPES, kind_of, may_be_name, spans, trimmed
 
@@ -244,7 +245,7 @@ class _HuggingFace:
         self.labels: list[str] = [model.config.id2label[index] for index in range(model.config.num_labels)]
         self.window_tokens, self.overlap_tokens = window_tokens, window_tokens // 4
         self._device = device()
-        self._model = model.eval().to(self._device)
+        self._model = model.eval().to(self._device, precision(self._device))
 
     def features(
         self, _text: str, offsets: Sequence[tuple[int, int]], _words: Sequence[int | None]

@@ -45,7 +45,8 @@ def chunks(
     """Make a note of every document, with the chunks that `embedding_model` will embed; none of an outdated one.
 
     Keeps the order, holds nothing back. `processed_at` is the time of this step. Without a model, or without text, a
-    note has no chunks. The model is loaded when the first text arrives; raises ModelError then if it can't be.
+    note has no chunks. A model that `models.start` has not loaded before is loaded when the first text arrives; then
+    raises ModelError if it can't be.
     """
 
     def split_batch(batch: list[Document]) -> list[Note]:

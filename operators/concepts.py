@@ -56,7 +56,7 @@ def key_phrases(
 
     Keeps the order, holds nothing back, and counts every note as enriched. Notes without a vector pass as they are,
     and so do all when `model` is None. `model` is the one that made the vectors; it is loaded when the first vector
-    arrives; raises ModelError then if it can't be.
+    arrives, unless `models.start` has loaded it before; raises ModelError then if it can't be.
     """
 
     def describe_batch(batch: list[Note]) -> list[Note]:

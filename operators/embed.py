@@ -26,7 +26,8 @@ def embeddings(
     """Give every note the vectors of its chunks, computed over all chunks of a batch together.
 
     Keeps the order, holds nothing back. Notes without chunks pass as they are, and so do all when `model` is None.
-    The model is loaded when the first chunk arrives; raises ModelError then if it can't be.
+    A model that `models.start` has not loaded before is loaded when the first chunk arrives; raises ModelError then
+    if it can't be.
     """
 
     def embed_batch(batch: list[Note]) -> list[Note]:

@@ -28,8 +28,9 @@ def find(
     """Add every occurrence of an entity to each note, with offsets into `note.document.text`.
 
     Stateless, order kept; a micro-batch goes through the model together. Deleted notes pass untouched, and all notes
-    do when `model` is None. `model` is a name for `models.tagger.load_tagger`; it is loaded when the first text
-    arrives, once per process, and shared by its workers. Raises ModelError when it can't be loaded.
+    do when `model` is None. `model` is a name for `models.tagger.load_tagger`, loaded once per process and
+    shared by its workers: when the first text arrives, unless `models.start` has loaded it before. Raises ModelError
+    when it can't be.
     """
 
     def find_in_batch(batch: list[Note]) -> list[Note]:
