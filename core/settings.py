@@ -67,6 +67,9 @@ class Settings(BaseSettings):
     concepts: Literal["phrases", "keybert"] = Field(
         "phrases", description="candidates for concepts: phrases that a person would write, or KeyBERT's n-grams"
     )
+    enrich_characters: Annotated[int, Field(ge=1)] = Field(
+        1024 * 1024, description="characters of a note that models read; the rest is stored without vectors"
+    )
     processing_version: str = Field("1", min_length=1, description="written with every row")
     threads: Annotated[int, Field(ge=1)] | None = Field(
         None, description="CPU threads of a forward pass; default all cores divided by the workers of the process"

@@ -97,8 +97,9 @@ def process(
         threads=threads,
         processing_version=settings.processing_version,
     )
-    notes = embed.embeddings("embed", notes, model=models.embedding, threads=threads)
-    notes = entities.find("entities", notes, model=models.entities, threads=threads)
+    most = settings.enrich_characters
+    notes = embed.embeddings("embed", notes, model=models.embedding, threads=threads, most_characters=most)
+    notes = entities.find("entities", notes, model=models.entities, threads=threads, most_characters=most)
     notes = concepts.key_phrases("concepts", notes, model=models.embedding, threads=threads, maker=settings.concepts)
     counted = windows.tumbling(
         "windows", documents, watermarks, length=settings.window_length, lateness=settings.lateness

@@ -10,6 +10,7 @@ import bytewax.operators as op
 from bytewax.dataflow import Stream, operator
 
 from core.records import Note
+from operators.reading import end_of_reading
 
 if TYPE_CHECKING:
     from models.tagger import Tagger
@@ -24,8 +25,11 @@ def find(
     *,
     model: str | None,
     threads: int | None,
+    most_characters: int | None = None,
 ) -> Stream[Note]:
     """Add every occurrence of an entity to each note, with offsets into `note.document.text`.
+
+    A note longer than `most_characters` is read up to there.
 
     Stateless, order kept; a micro-batch goes through the model together. Deleted notes pass untouched, and all notes
     do when `model` is None. `model` is a name for `models.tagger.load_tagger`, loaded once per process and
@@ -39,14 +43,15 @@ def find(
         # Here, not at the top: importing torch takes seconds, and building a flow must not pay for it.
         from models.tagger import load_tagger
 
-        return with_entities(load_tagger(model, threads=threads), batch)
+        return with_entities(load_tagger(model, threads=threads), batch, most_characters=most_characters)
 
     return op.flat_map_batch("find", notes, find_in_batch)
 
 
-def with_entities(tagger: Tagger, notes: Sequence[Note]) -> list[Note]:
+def with_entities(tagger: Tagger, notes: Sequence[Note], *, most_characters: int | None = None) -> list[Note]:
     """Return the notes in order, those that are not deleted with their entities."""
-    found = iter(tagger.find([note.document.text for note in notes if _has_text(note)]))
+    texts = [note.document.text for note in notes if _has_text(note)]
+    found = iter(tagger.find([text[: end_of_reading(text, most_characters)] for text in texts]))
     return [dataclasses.replace(note, entities=tuple(next(found))) if _has_text(note) else note for note in notes]
 
 

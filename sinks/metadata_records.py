@@ -44,6 +44,7 @@ def record_of(note: Note) -> Json:
         "word_count": document.word_count,
         "char_count": document.char_count,
         "chunk_count": len(note.chunks),
+        "embedded_chunk_count": note.embedded_count,
         "link_count": len(document.links),
         "entities": _entities(note),
         "concepts": [{"text": concept.text, "score": float(concept.score)} for concept in note.concepts],
