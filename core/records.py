@@ -185,6 +185,10 @@ class Note:
     entities: tuple[Entity, ...] = ()
     concepts: tuple[Concept, ...] = ()
     processed_at: datetime | None = None
+    result_key: str = ""
+    """Names text, models and code that the results depend on; empty when they are not kept."""
+    reused: bool = False
+    """True when the results were computed before, from the same text."""
 
     @property
     def event(self) -> Event:

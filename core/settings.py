@@ -70,6 +70,9 @@ class Settings(BaseSettings):
     enrich_characters: Annotated[int, Field(ge=1)] = Field(
         1024 * 1024, description="characters of a note that models read; the rest is stored without vectors"
     )
+    reuse_results: bool = Field(
+        True, description="keep what enrichment made of a text, and take it when the same text comes again"
+    )
     processing_version: str = Field("1", min_length=1, description="written with every row")
     threads: Annotated[int, Field(ge=1)] | None = Field(
         None, description="CPU threads of a forward pass; default all cores divided by the workers of the process"

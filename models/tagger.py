@@ -13,7 +13,7 @@ import re
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,12 +22,13 @@ import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from core import stopping
 from core.errors import ModelError, reason
 from core.records import Entity
 from models.entity.loading import OWN_FOLDER, base_tokenizer, is_own, load_own, unbounded
+from models.fingerprint import weights_digest
 from models.hardware import device, precision
 from models.registry import locate
 from models.spans import TYPES, kind_of, may_be_name, spans, trimmed
@@ -49,6 +50,10 @@ _Floats = npt.NDArray[np.float32]
 
 class TokenClassifier(Protocol):
     """A network that gives each token of a window a probability per label."""
+
+    @property
+    def module(self) -> nn.Module:
+        """What holds the weights."""
 
     @property
     def labels(self) -> Sequence[str]:
@@ -112,6 +117,13 @@ class Tagger:
         self._kinds = [kind_of(label) for label in network.labels]
         prefix, suffix = _special_tokens(tokenizer)
         self._prefix, self._suffix = prefix, suffix
+
+    @cached_property
+    def digest(self) -> str:
+        """What entities depend on: weights, labels, tokenizer, windows, precision; 64 hex digits."""
+        network = self._network
+        windows_of = (network.window_tokens, network.overlap_tokens, network.needs_capital)
+        return weights_digest(network.module, self._tokenizer.to_str(), str(windows_of), *network.labels)
 
     def find(self, texts: Sequence[str]) -> list[list[Entity]]:
         """Return the entities of each text, ordered by start, none overlapping; `text[start:end] == entity.text`.
@@ -245,7 +257,7 @@ class _HuggingFace:
         self.labels: list[str] = [model.config.id2label[index] for index in range(model.config.num_labels)]
         self.window_tokens, self.overlap_tokens = window_tokens, window_tokens // 4
         self._device = device()
-        self._model = model.eval().to(self._device, precision(self._device))
+        self.module = model.eval().to(self._device, precision(self._device))
 
     def features(
         self, _text: str, offsets: Sequence[tuple[int, int]], _words: Sequence[int | None]
@@ -253,7 +265,7 @@ class _HuggingFace:
         return np.zeros((len(offsets), 0), dtype=np.int64)
 
     def probabilities(self, ids: Tensor, mask: Tensor, _extra: Tensor) -> Tensor:
-        logits: Tensor = self._model(input_ids=ids.to(self._device), attention_mask=mask.to(self._device)).logits
+        logits: Tensor = self.module(input_ids=ids.to(self._device), attention_mask=mask.to(self._device)).logits
         return torch.softmax(logits.float(), dim=-1)
 
 

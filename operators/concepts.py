@@ -15,6 +15,7 @@ from core.records import Concept, Note, Vector
 from core.telemetry import NOTES
 from models.embedder import Embedder, load_embedder
 from operators import ngrams, phrases
+from operators.fresh import unless_reused
 
 __all__ = ["Maker", "candidates", "describe", "key_phrases"]
 
@@ -60,11 +61,14 @@ def key_phrases(
     """
 
     def describe_batch(batch: list[Note]) -> list[Note]:
-        described = batch
-        if model is not None and any(note.vector is not None for note in batch):
-            described = describe(batch, load_embedder(model, threads=threads), maker=maker)
+        described = unless_reused(batch, describe_fresh)
         NOTES.inc(len(batch))
         return described
+
+    def describe_fresh(fresh: list[Note]) -> list[Note]:
+        if model is None or all(note.vector is None for note in fresh):
+            return fresh
+        return describe(fresh, load_embedder(model, threads=threads), maker=maker)
 
     return op.flat_map_batch("rank", notes, describe_batch)
 

@@ -12,9 +12,10 @@ from bytewax.dataflow import Stream, operator
 
 from core.records import Note, Vector
 from models.embedder import Embedder, load_embedder
+from operators.fresh import unless_reused
 from operators.reading import read_chunks
 
-__all__ = ["embed", "embeddings"]
+__all__ = ["embed", "embeddings", "mean"]
 
 _log = structlog.get_logger(module=__name__)
 
@@ -38,9 +39,12 @@ def embeddings(
     """
 
     def embed_batch(batch: list[Note]) -> list[Note]:
-        if model is None or not any(note.chunks for note in batch):
-            return batch
-        return embed(batch, load_embedder(model, threads=threads), most_characters=most_characters)
+        return unless_reused(batch, embed_fresh)
+
+    def embed_fresh(fresh: list[Note]) -> list[Note]:
+        if model is None or not any(note.chunks for note in fresh):
+            return fresh
+        return embed(fresh, load_embedder(model, threads=threads), most_characters=most_characters)
 
     return op.flat_map_batch("embed", notes, embed_batch)
 
@@ -58,7 +62,7 @@ def embed(notes: Sequence[Note], embedder: Embedder, *, most_characters: int | N
         end = start + len(chunks)
         # A copy, or one small note would keep the whole batch's rows alive.
         own = rows[start:end].copy()
-        embedded.append(replace(note, embeddings=own, vector=_mean(own)) if chunks else note)
+        embedded.append(replace(note, embeddings=own, vector=mean(own)) if chunks else note)
         start = end
         if len(chunks) < len(note.chunks):
             _log.warning(
@@ -70,8 +74,9 @@ def embed(notes: Sequence[Note], embedder: Embedder, *, most_characters: int | N
     return embedded
 
 
-def _mean(rows: Vector) -> Vector:
-    mean: Vector = rows.mean(axis=0, dtype=np.float32)
-    length = float(np.linalg.norm(mean))
+def mean(rows: Vector) -> Vector:
+    """Return the L2-normalised mean of `rows` (n x dimension); zero when they cancel out."""
+    found: Vector = rows.mean(axis=0, dtype=np.float32)
+    length = float(np.linalg.norm(found))
     # Opposite vectors can cancel out: the zero vector is then the honest mean, and division would give NaN.
-    return mean / np.float32(length) if length > 0 else mean
+    return found / np.float32(length) if length > 0 else found

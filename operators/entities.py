@@ -10,6 +10,7 @@ import bytewax.operators as op
 from bytewax.dataflow import Stream, operator
 
 from core.records import Note
+from operators.fresh import unless_reused
 from operators.reading import end_of_reading
 
 if TYPE_CHECKING:
@@ -38,12 +39,15 @@ def find(
     """
 
     def find_in_batch(batch: list[Note]) -> list[Note]:
-        if model is None or not any(map(_has_text, batch)):
-            return batch
+        return unless_reused(batch, find_in_fresh)
+
+    def find_in_fresh(fresh: list[Note]) -> list[Note]:
+        if model is None or not any(map(_has_text, fresh)):
+            return fresh
         # Here, not at the top: importing torch takes seconds, and building a flow must not pay for it.
         from models.tagger import load_tagger
 
-        return with_entities(load_tagger(model, threads=threads), batch, most_characters=most_characters)
+        return with_entities(load_tagger(model, threads=threads), fresh, most_characters=most_characters)
 
     return op.flat_map_batch("find", notes, find_in_batch)
 

@@ -46,11 +46,11 @@ class OwnClassifier:
     def __init__(self, network: EntityNetwork, *, window_tokens: int, overlap_tokens: int) -> None:
         self.window_tokens, self.overlap_tokens = window_tokens, overlap_tokens
         self._device = device()
-        self._network = network.eval().to(self._device, precision(self._device))
+        self.module = network.eval().to(self._device, precision(self._device))
 
     def probabilities(self, ids: Tensor, mask: Tensor, case: Tensor) -> Tensor:
         """Probabilities (batch x length x labels)."""
-        logits = self._network(ids.to(self._device), mask.to(self._device), case.to(self._device))
+        logits = self.module(ids.to(self._device), mask.to(self._device), case.to(self._device))
         return torch.softmax(logits.float(), dim=-1)
 
 
