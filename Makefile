@@ -16,10 +16,10 @@ RUN := OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) OPENBLAS_NUM_THREAD
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo servers test chaos faults kinesis reshard bench bench-producers check lock image clean
+.PHONY: help setup demo servers test chaos faults kinesis reshard bench bench-producers bench-enrichment check lock image clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.complete ## make .venv with pkm in it, from requirements.lock
 
@@ -53,6 +53,12 @@ bench: setup servers ## measure the source: records a second against boto3 alone
 
 bench-producers: setup ## measure producers: objects a second against a bare loop of boto3 calls (2 minutes)
 	@PYTHONPATH=.:tests $(RUN) $(BIN)/python -m bench.producers
+
+bench-enrichment: setup ## measure enrichment: against the seed's way and the bare models, growth, memory, replay (hours)
+	@PYTHONPATH=.:tests $(RUN) $(BIN)/python -m bench.enrichment
+	@PYTHONPATH=.:tests $(RUN) $(BIN)/python -m bench.enrichment_growth
+	@PYTHONPATH=.:tests $(RUN) $(BIN)/python -m bench.enrichment_memory
+	@PYTHONPATH=.:tests $(RUN) $(BIN)/python -m bench.enrichment_replay
 
 check: setup ## lint, format, types, layers
 	$(BIN)/ruff check .

@@ -25,6 +25,8 @@ FIND_SECONDS = 10.0
 # Parts that did not exist yet, or did not answer, are tried again after this time.
 AGAIN_SECONDS = 60.0
 READS_IN_FLIGHT = 32
+# Of all parts together; filters and indexes stay in it, so that a text that is new costs no request.
+CACHE_BYTES = 64 * 1024 * 1024
 
 _log = structlog.get_logger(module=__name__)
 
@@ -87,8 +89,10 @@ class StoredResults:
             parts = await asyncio.to_thread(metadata_store.part_names, self._settings)
             written = await asyncio.to_thread(metadata_store.written_parts, self._settings)
             missing = [part for part in parts if part in written and part not in self._readers]
+            cache_bytes = CACHE_BYTES // len(parts)
             opened = await asyncio.gather(
-                *(metadata_store.open_reader(self._settings, part) for part in missing), return_exceptions=True
+                *(metadata_store.open_reader(self._settings, part, cache_bytes=cache_bytes) for part in missing),
+                return_exceptions=True,
             )
         self._parts = parts
         for part, reader in zip(missing, opened, strict=True):
