@@ -108,7 +108,7 @@ def changes(newest: Iterable[Note], stored: Mapping[str, bytes | None]) -> tuple
     for note in newest:
         note_id = note.event.note_id
         before = stored.get(note_id)
-        held = set() if before is None else {key.encode() for key in orjson.loads(before)["index_keys"]}
+        held = set() if before is None else _keys_of(orjson.loads(before))
         stale |= held
         if note.event.deleted:
             if before is not None:
@@ -120,7 +120,7 @@ def changes(newest: Iterable[Note], stored: Mapping[str, bytes | None]) -> tuple
         results = results_entry(note)
         if results is not None:
             key, value = results
-            record["index_keys"].append(key.decode())
+            record["result_key"] = note.result_key
             if note.reused and key in held:
                 # It is there as it was read: most of what a replay would write.
                 stays.add(key)
@@ -129,6 +129,13 @@ def changes(newest: Iterable[Note], stored: Mapping[str, bytes | None]) -> tuple
         puts[metadata_keys.note_key(note_id)] = encode(record)
         puts.update((key, encode(value)) for key, value in entries.items())
     return puts, stale - puts.keys() - stays
+
+
+def _keys_of(record: Json) -> set[bytes]:
+    """Return the keys of all that the store holds because of a record."""
+    keys = {key.encode() for key in record["index_keys"]}
+    # Records of earlier releases have no results.
+    return keys | {metadata_keys.result_key(record["result_key"])} if record.get("result_key") else keys
 
 
 def results_entry(note: Note) -> tuple[bytes, bytes] | None:
