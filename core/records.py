@@ -185,6 +185,8 @@ class Note:
     entities: tuple[Entity, ...] = ()
     concepts: tuple[Concept, ...] = ()
     processed_at: datetime | None = None
+    entities_found: bool = False
+    """True when the entities came out of the pass that made the vectors."""
     result_key: str = ""
     """Names text, models and code that the results depend on; empty when they are not kept."""
     reused: bool = False

@@ -106,7 +106,14 @@ def process(
         processing_version=settings.processing_version,
         reuse=_reuse(settings, open_results),
     )
-    notes = embed.embeddings("embed", notes, model=models.embedding, threads=threads, most_characters=most)
+    notes = embed.embeddings(
+        "embed",
+        notes,
+        model=models.embedding,
+        threads=threads,
+        entity_model=models.entities,
+        most_characters=most,
+    )
     notes = entities.find("entities", notes, model=models.entities, threads=threads, most_characters=most)
     notes = concepts.key_phrases("concepts", notes, model=models.embedding, threads=threads, maker=settings.concepts)
     counted = windows.tumbling(

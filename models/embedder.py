@@ -16,7 +16,7 @@ from models import registry
 from models.fingerprint import weights_digest
 from models.hardware import device, precision
 
-__all__ = ["Embedder", "load_embedder", "well_formed"]
+__all__ = ["Embedder", "groups", "load_embedder", "well_formed"]
 
 # Tokens, padding included, of one forward pass. On two cores more is not faster; a GPU wants far more.
 CPU_TOKENS = 2_048
@@ -53,7 +53,7 @@ class Embedder:
             trust_remote_code=False,
             model_kwargs={"use_safetensors": True, "dtype": precision(where)},
         ).eval()
-        self._pass_tokens = GPU_TOKENS if where == "cuda" else CPU_TOKENS
+        self.pass_tokens = GPU_TOKENS if where == "cuda" else CPU_TOKENS
         # The model's own tokenizer is not safe to share; forward passes are.
         self._lock = threading.Lock()
         # A copy that neither truncates nor pads, and is never written to: threads may share it.
@@ -87,7 +87,7 @@ class Embedder:
         """
         vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
         sound = [well_formed(text) for text in texts]
-        for group in _groups(self._lengths(sound), self._pass_tokens):
+        for group in groups(self._lengths(sound), self.pass_tokens):
             stopping.interrupt_if_overdue()
             vectors[group] = self._forward([sound[index] for index in group])
         return vectors
@@ -143,8 +143,8 @@ def well_formed(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _groups(lengths: Sequence[int], pass_tokens: int) -> Iterator[list[int]]:
-    # Indexes of texts that share a forward pass: of nearly one length, padded no more than `pass_tokens` together.
+def groups(lengths: Sequence[int], pass_tokens: int) -> Iterator[list[int]]:
+    """Give indexes of texts that share a forward pass: of nearly one length, at most `pass_tokens` with padding."""
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     group: list[int] = []
     for index in order:

@@ -19,6 +19,7 @@ def load_models(settings: Settings, workers: int = 1) -> None:
     # Here, not at the top: importing torch takes seconds, and building a flow must not pay for it.
     from models.embedder import load_embedder
     from models.hardware import share_threads
+    from models.shared_pass import load_shared_pass
     from models.tagger import load_tagger
 
     share_threads(settings.threads, workers=workers)
@@ -26,3 +27,5 @@ def load_models(settings: Settings, workers: int = 1) -> None:
         load_embedder(models.embedding, threads=settings.threads)
     if models.entities:
         load_tagger(models.entities, threads=settings.threads)
+    if models.embedding and models.entities:
+        load_shared_pass(models.embedding, models.entities, threads=settings.threads)

@@ -115,8 +115,14 @@ class Tagger:
         self._tokenizer = tokenizer
         self._batch_tokens = batch_tokens
         self._kinds = [kind_of(label) for label in network.labels]
-        prefix, suffix = _special_tokens(tokenizer)
-        self._prefix, self._suffix = prefix, suffix
+        self.special_tokens = _special_tokens(tokenizer)
+        """The ids that the model wants before and after a text."""
+        self._prefix, self._suffix = self.special_tokens
+
+    @property
+    def network(self) -> TokenClassifier:
+        """What gives the probabilities."""
+        return self._network
 
     @cached_property
     def digest(self) -> str:
@@ -141,14 +147,14 @@ class Tagger:
                 ]
         return found
 
-    def _find(self, texts: Sequence[str]) -> Iterator[Iterator[Entity]]:
+    def _find(self, texts: Sequence[str]) -> Iterator[list[Entity]]:
         # A lone surrogate is no Unicode; one character stands in for it, so that offsets stay.
         encodings = self._tokenizer.encode_batch(
             [_SURROGATE.sub("\ufffd", text) for text in texts], add_special_tokens=False
         )
         probabilities = self._classify(texts, encodings)
         for text, encoding, scores in zip(texts, encodings, probabilities, strict=True):
-            yield self._entities(text, encoding.offsets, encoding.word_ids, scores)
+            yield self.entities_of(text, encoding.offsets, encoding.word_ids, scores)
 
     def _classify(self, texts: Sequence[str], encodings: Sequence[Any]) -> list[_Floats]:
         """Probabilities (tokens x labels) of each text."""
@@ -187,16 +193,19 @@ class Tagger:
             found = self._network.probabilities(*map(torch.from_numpy, (tokens, mask, extra)))
         return found.float().cpu().numpy()
 
-    def _entities(
+    def entities_of(
         self, text: str, offsets: Sequence[tuple[int, int]], words: Sequence[int | None], probabilities: _Floats
-    ) -> Iterator[Entity]:
+    ) -> list[Entity]:
+        """Join tokens with probabilities (tokens x labels) to entities; `offsets` are into `text`."""
+        found: list[Entity] = []
         end_of_previous = 0
         for kind, start, end, score in spans(text, offsets, words, probabilities, self._kinds):
             start, end = trimmed(text, max(start, end_of_previous), end)
             name = text[start:end]
             if any(map(str.isalpha, name)) and (not self._network.needs_capital or may_be_name(name)):
                 end_of_previous = end
-                yield Entity(name, kind, score, start, end)
+                found.append(Entity(name, kind, score, start, end))
+        return found
 
 
 def _groups(texts: Sequence[str]) -> Iterator[list[tuple[int, int, int]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import bytewax.operators as op
 import numpy as np
@@ -14,6 +15,9 @@ from core.records import Note, Vector
 from models.embedder import Embedder, load_embedder
 from operators.fresh import unless_reused
 from operators.reading import read_chunks
+
+if TYPE_CHECKING:
+    from models.shared_pass import SharedPass
 
 __all__ = ["embed", "embeddings", "mean"]
 
@@ -27,9 +31,12 @@ def embeddings(
     *,
     model: str | None,
     threads: int | None,
+    entity_model: str | None = None,
     most_characters: int | None = None,
 ) -> Stream[Note]:
     """Give every note the vectors of its chunks, computed over all chunks of a batch together.
+
+    Where `entity_model` stands on `model`, one pass gives the entities too (`models.shared_pass`).
 
     Of a note longer than `most_characters` only the chunks up to there are embedded, and a warning is logged.
 
@@ -44,34 +51,59 @@ def embeddings(
     def embed_fresh(fresh: list[Note]) -> list[Note]:
         if model is None or not any(note.chunks for note in fresh):
             return fresh
-        return embed(fresh, load_embedder(model, threads=threads), most_characters=most_characters)
+        embedder = load_embedder(model, threads=threads)
+        return embed(fresh, embedder, shared=shared_pass(), most_characters=most_characters)
+
+    def shared_pass() -> SharedPass | None:
+        if model is None or entity_model is None:
+            return None
+        # Here, not at the top: importing torch takes seconds, and building a flow must not pay for it.
+        from models.shared_pass import load_shared_pass
+
+        return load_shared_pass(model, entity_model, threads=threads)
 
     return op.flat_map_batch("embed", notes, embed_batch)
 
 
-def embed(notes: Sequence[Note], embedder: Embedder, *, most_characters: int | None = None) -> list[Note]:
+def embed(
+    notes: Sequence[Note],
+    embedder: Embedder,
+    *,
+    shared: SharedPass | None = None,
+    most_characters: int | None = None,
+) -> list[Note]:
     """Return `notes` with `embeddings` (chunks that are read x dimension) and `vector`, rows L2-normalised.
 
-    A vector depends on its own chunk alone, not on what else is in the batch (cosine within 1e-5).
+    A vector depends on its own chunk alone, not on what else is in the batch (cosine within 1e-5). With `shared` the
+    entities of the notes come out of the same pass.
     """
     read = [note.chunks[: read_chunks(note.document.text, note.chunks, most_characters)] for note in notes]
-    rows = embedder.encode([chunk.text for own in read for chunk in own])
-    embedded: list[Note] = []
-    start = 0
-    for note, chunks in zip(notes, read, strict=True):
-        end = start + len(chunks)
-        # A copy, or one small note would keep the whole batch's rows alive.
-        own = rows[start:end].copy()
-        embedded.append(replace(note, embeddings=own, vector=mean(own)) if chunks else note)
-        start = end
-        if len(chunks) < len(note.chunks):
+    for note, own in zip(notes, read, strict=True):
+        if len(own) < len(note.chunks):
             _log.warning(
                 "a note is longer than what models read of it; see PKM_ENRICH_CHARACTERS",
                 note_id=note.event.note_id,
                 chunks=len(note.chunks),
-                embedded=len(chunks),
+                embedded=len(own),
             )
-    return embedded
+    if shared is not None:
+        vectors, entities = shared.run([note.document.text for note in notes], read)
+        embedded = _with_rows(notes, vectors)
+        return [
+            replace(note, entities=found, entities_found=True) if note.chunks else note
+            for note, found in zip(embedded, entities, strict=True)
+        ]
+    rows = embedder.encode([chunk.text for own in read for chunk in own])
+    ends = np.cumsum([len(own) for own in read])
+    # Copies, or one small note would keep the whole batch's rows alive.
+    return _with_rows(notes, [own.copy() for own in np.split(rows, ends[:-1])] if notes else [])
+
+
+def _with_rows(notes: Sequence[Note], vectors: Sequence[Vector]) -> list[Note]:
+    return [
+        replace(note, embeddings=own, vector=mean(own)) if len(own) else note
+        for note, own in zip(notes, vectors, strict=True)
+    ]
 
 
 def mean(rows: Vector) -> Vector:
