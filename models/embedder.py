@@ -53,7 +53,7 @@ class Embedder:
             trust_remote_code=False,
             model_kwargs={"use_safetensors": True, "dtype": precision(where)},
         ).eval()
-        self.pass_tokens = GPU_TOKENS if where == "cuda" else CPU_TOKENS
+        self.pass_tokens: int = GPU_TOKENS if where == "cuda" else CPU_TOKENS
         # The model's own tokenizer is not safe to share; forward passes are.
         self._lock = threading.Lock()
         # A copy that neither truncates nor pads, and is never written to: threads may share it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -33,8 +34,16 @@ def share_threads(threads: int | None, *, workers: int) -> None:
     """Give each forward pass `threads` CPU threads, or without a number an equal share of what torch would take.
 
     Torch takes all cores that this process may use, or OMP_NUM_THREADS. Workers are threads of this process, and
-    each may be in a forward pass of its own. To be called once, before the workers start.
+    each may be in a forward pass of its own. To be called before the workers start.
     """
     import torch
 
-    torch.set_num_threads(threads or max(torch.get_num_threads() // workers, 1))
+    torch.set_num_threads(threads or max(_all_threads() // workers, 1))
+
+
+@lru_cache(maxsize=1)
+def _all_threads() -> int:
+    # Asked once: what was set for an earlier flow of this process is no measure for the next.
+    import torch
+
+    return torch.get_num_threads()

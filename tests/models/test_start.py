@@ -100,14 +100,13 @@ def test_without_enrichment_nothing_is_loaded() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-def test_workers_share_the_threads_that_torch_would_take(cloud: Settings) -> None:
-    torch.set_num_threads(8)
-    load_models(cloud, workers=3)
-    assert torch.get_num_threads() == 2
-    load_models(cloud, workers=5)
-    assert torch.get_num_threads() == 1
-    load_models(cloud.model_copy(update={"threads": 4}), workers=3)
-    assert torch.get_num_threads() == 4
+def test_workers_share_the_threads_that_torch_would_take(cloud: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "_all_threads", lambda: 8)
+    for workers, threads in ((3, 2), (2, 4), (20, 1)):
+        load_models(cloud, workers=workers)
+        assert torch.get_num_threads() == threads
+    load_models(cloud.model_copy(update={"threads": 3}), workers=2)
+    assert torch.get_num_threads() == 3
 
 
 def test_a_processor_computes_in_single_precision_and_cuda_in_half(monkeypatch: pytest.MonkeyPatch) -> None:
