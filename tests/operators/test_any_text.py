@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import replace
 from itertools import pairwise
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -25,12 +27,12 @@ TEXTS = {
     "blank": " \n\t\u00a0 ",
     "one character": "x",
     "one surrogate": "\ud800",
-    "emoji": "👩\u200d👩\u200d👧\u200d👦😀🏳️\u200d🌈 " * 40,
-    "right to left": "ذهبت آنا إلى باريس مع توم. שלום עולם " * 20,
-    "no spaces": "東京は日本の首都です。" * 40,
-    "one word": "x" * 3_000,
-    "only code": CODE * 8,
-    "table": "| a | b |\n|---|---|\n" + "| 1 | 2 |\n" * 60,
+    "emoji": "👩\u200d👩\u200d👧\u200d👦😀🏳️\u200d🌈 " * 10,
+    "right to left": "ذهبت آنا إلى باريس مع توم. שלום עולם " * 6,
+    "no spaces": "東京は日本の首都です。" * 8,
+    "one word": "x" * 1_500,
+    "only code": CODE * 3,
+    "table": "| a | b |\n|---|---|\n" + "| 1 | 2 |\n" * 20,
     "controls": "\x00\x01 Anna \x7f\u200b\ufeff met \x85 Tom \u2028",
 }
 
@@ -73,13 +75,13 @@ def check(note: Note) -> None:
     assert (found.chunks, found.entities, found.concepts) == (note.chunks, note.entities, note.concepts)
 
 
-@pytest.mark.parametrize("maker", ["phrases", "keybert"])
 @pytest.mark.parametrize("name", TEXTS)
-def test_odd_texts_pass_all_steps(name: str, maker: concepts.Maker, models: tuple[Embedder, Tagger]) -> None:
-    check(enriched(TEXTS[name], models, maker=maker))
+def test_odd_texts_pass_all_steps(name: str, models: tuple[Embedder, Tagger]) -> None:
+    for maker in get_args(concepts.Maker):
+        check(enriched(TEXTS[name], models, maker=maker))
 
 
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=4)
 @given(st.text(st.characters(), max_size=120))
 def test_any_text_passes_all_steps(models: tuple[Embedder, Tagger], text: str) -> None:
     check(enriched(f"Anna met Tom. {text} They live in Paris{text}.", models, maker="phrases"))
@@ -95,8 +97,8 @@ def test_concepts_hold_no_markup_links_badges_code_borders_or_hashes(models: tup
         "sha256: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08, commit d41d8cd\n"
     )
     for one in enriched(text, models, maker="phrases").concepts:
-        assert all(part.replace("-", "").isalpha() for part in one.text.split()), one.text
-        assert not {"svg", "https", "d41d8cd"} & set(one.text.split())
+        assert re.fullmatch(r"[a-z-]+\d{0,3}( [a-z-]+\d{0,3})*", one.text)
+        assert not {"svg", "https", "ci", "engine.run", "d41d8cd"} & set(one.text.split())
     assert len(phrases.candidates(text, limit=10_000)) * 2 < len(ngrams.candidates(text))
 
 
@@ -113,7 +115,7 @@ def test_the_notes_vector_is_compared_with_not_its_first_chunk(models: tuple[Emb
 
 def test_one_note_is_the_same_alone_and_among_others(models: tuple[Embedder, Tagger]) -> None:
     embedder, tagger = models
-    texts = [TEXTS["only code"], "Anna met Tom in Paris.", TEXTS["emoji"], "Stream processing keeps state. " * 30]
+    texts = [TEXTS["only code"], "Anna met Tom in Paris.", TEXTS["emoji"], "Stream processing keeps state. " * 10]
     notes = [
         note_of(text, chunks=split(text, tokenizer=embedder.tokenizer, max_tokens=embedder.max_tokens))
         for text in texts
