@@ -75,7 +75,7 @@ def locate(name: str) -> str:
             raise ModelError(f'model "{bare}" is not an installed package with a model/ folder: pip install it')
         return _checked(folder, bare, digest)
     if bare.startswith("s3://"):
-        return _checked(_fetch(bare.rstrip("/")), bare, digest, tell=True)
+        return _from_s3(bare.rstrip("/"), digest)
     folder = _package_folder(bare) or Path(bare).expanduser()
     if bare and folder.is_dir():
         return _checked(folder, bare, digest)
@@ -100,11 +100,18 @@ def _package_folder(name: str) -> Path | None:
     return None
 
 
-def _checked(folder: Path, name: str, digest: str | None, *, tell: bool = False) -> str:
+def _checked(folder: Path, name: str, digest: str | None) -> str:
     check_weights((path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()), name)
-    found = verify(folder, name, digest, always=tell)
-    if tell and digest is None:
-        _log.warning("a model is not pinned; its name may carry its digest", model=f"{name}#sha256={found}")
+    verify(folder, name, digest)
+    return str(folder)
+
+
+@lru_cache
+def _from_s3(uri: str, digest: str | None) -> str:
+    folder = _fetch(uri)
+    found = verify(folder, uri, digest, always=True)
+    if digest is None:
+        _log.warning("a model is not pinned; its name may carry its digest", model=f"{uri}#sha256={found}")
     return str(folder)
 
 
