@@ -13,10 +13,10 @@ from collections.abc import Iterable, Mapping
 import structlog
 from slatedb import uniffi  # type: ignore[import-untyped]
 
+from core.async_thread import AsyncThread
 from core.errors import PkmError
 from core.settings import Settings
 from sinks import metadata_keys, metadata_store
-from sinks.async_thread import AsyncThread
 
 __all__ = ["StoredResults"]
 
