@@ -6,7 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 SERVERS := tests/servers
 IMAGE ?= pkm-lakehouse:latest
-# What `make bench` measures: source, producers or delivery, with OPTIONS of its own.
+# What `make bench` measures, with OPTIONS of its own: source, producers, delivery, enrichment, and of the last also
+# enrichment_growth, enrichment_memory, enrichment_replay.
 WHAT ?= source
 # Only where Python comes without ensurepip (Debian's package python3 without python3-venv).
 VIRTUALENV := virtualenv==21.15.8
@@ -21,7 +22,7 @@ RUN := OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) OPENBLAS_NUM_THREAD
 .PHONY: help setup demo servers test chaos faults kinesis reshard large bench check lock image clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.complete ## make .venv with pkm in it, from requirements.lock
 

@@ -173,7 +173,8 @@ class Concept:
 class Note:
     """A document on its way through enrichment; what is not computed yet is empty.
 
-    `embeddings` has one L2-normalised row per chunk (chunks x dimension, float32); `vector` is their normalised mean.
+    `embeddings` has one L2-normalised row per chunk that models read (at most chunks x dimension, float32), from the
+    first on: of a very long note they do not read all. `vector` is their normalised mean.
     """
 
     document: Document
@@ -184,11 +185,22 @@ class Note:
     entities: tuple[Entity, ...] = ()
     concepts: tuple[Concept, ...] = ()
     processed_at: datetime | None = None
+    entities_found: bool = False
+    """True when the entities came out of the pass that made the vectors."""
+    result_key: str = ""
+    """Names text, models and code that the results depend on; empty when they are not kept."""
+    reused: bool = False
+    """True when the results were computed before, from the same text."""
 
     @property
     def event(self) -> Event:
         """The event that brought this version of the note."""
         return self.document.event
+
+    @property
+    def embedded_count(self) -> int:
+        """How many of the chunks have a vector: the first so many."""
+        return 0 if self.embeddings is None else len(self.embeddings)
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,7 +52,7 @@ class Settings(BaseSettings):
         4, description="source partitions that share the shards; fixed for the life of a flow's snapshots"
     )
     batch_records: Annotated[int, Field(ge=1, le=10_000)] = Field(
-        20, description="records that a source partition hands on at a time"
+        20, description="most records that a source partition hands on at a time; fewer when steps are slow"
     )
 
     max_object_bytes: Annotated[int, Field(ge=1)] = Field(16 * 1024 * 1024, description="larger objects are refused")
@@ -64,9 +64,18 @@ class Settings(BaseSettings):
     enrich: Literal["embedded", "cloud", "none"] = Field("embedded", description="model profile")
     embedding_model: str | None = Field(None, description="overrides the profile's embedding model")
     entity_model: str | None = Field(None, description="overrides the profile's entity model")
+    concepts: Literal["phrases", "keybert"] = Field(
+        "phrases", description="candidates for concepts: phrases that a person would write, or KeyBERT's n-grams"
+    )
+    enrich_characters: Annotated[int, Field(ge=1)] = Field(
+        1024 * 1024, description="characters of a note that models read; the rest is stored without vectors"
+    )
+    reuse_results: bool = Field(
+        True, description="keep what enrichment made of a text, and take it when the same text comes again"
+    )
     processing_version: str = Field("1", min_length=1, description="written with every row")
     threads: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="CPU threads per process; default all cores"
+        None, description="CPU threads of a forward pass; default all cores divided by the workers of the process"
     )
 
     window_seconds: Annotated[int, Field(ge=1)] = Field(300, description="length of the tumbling windows")

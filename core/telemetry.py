@@ -19,6 +19,7 @@ __all__ = [
     "FAILURES",
     "NOTES",
     "RECORDS",
+    "REUSED",
     "configure_logging",
     "quiet_libraries",
 ]
@@ -27,6 +28,7 @@ RECORDS = Counter("pkm_records_read", "Records read from the stream")
 DUPLICATES = Counter("pkm_duplicates", "Events dropped because they were seen before")
 FAILURES = Counter("pkm_failures", "Records that went to the dead letters", ["step"])
 NOTES = Counter("pkm_notes_enriched", "Notes that passed enrichment")
+REUSED = Counter("pkm_notes_reused", "Notes whose text was enriched before")
 COMMITS = Counter("pkm_commits", "Commits of a store", ["store"])
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import bytewax.operators as op
 from bytewax.dataflow import Dataflow, Stream
@@ -19,9 +20,11 @@ from core.recovery.attach import attach_to_bytewax_run
 from core.settings import Settings, load_settings
 from core.telemetry import configure_logging
 from models.registry import profile
+from models.start import load_models
 from operators import chunk, concepts, dedupe, embed, entities, extract, failure_rate, fetch, parse, windows
 from operators.outcomes import History
-from sinks import iceberg, iceberg_history, iceberg_tables, lance, slatedb
+from operators.reuse import KeptResults, Recipe, Reuse
+from sinks import iceberg, iceberg_history, iceberg_tables, kept_results, lance, slatedb
 from sources import kinesis
 
 __all__ = ["FLOW", "Processed", "build", "flow", "process", "watch"]
@@ -40,11 +43,14 @@ class Processed:
 
 
 def flow() -> Dataflow:
-    """Build the dataflow from the environment; under `bytewax.run -r` its snapshots are kept on S3."""
+    """Build the dataflow from the environment.
+
+    Under `bytewax.run` models are loaded before anything else, and with `-r` snapshots are kept on S3.
+    """
     settings = load_settings()
     configure_logging(settings)
     graph = build(settings)
-    attach_to_bytewax_run(settings, flow=FLOW, graph=graph)
+    attach_to_bytewax_run(settings, flow=FLOW, graph=graph, prepare=partial(load_models, settings))
     return graph
 
 
@@ -56,7 +62,12 @@ def build(settings: Settings) -> Dataflow:
     parsed = parse.events("parse", stream.records, bucket=settings.bucket)
     events = dedupe.unique("dedupe", parsed.events, retention=settings.dedupe_retention)
     done = process(
-        events, stream.watermarks, parsed.failures, settings=settings, open_history=iceberg_history.StreamHistory
+        events,
+        stream.watermarks,
+        parsed.failures,
+        settings=settings,
+        open_history=iceberg_history.StreamHistory,
+        open_results=kept_results.StoredResults,
     )
 
     iceberg.output("bronze_notes", done.documents, table=iceberg_tables.BRONZE_NOTES, settings=settings)
@@ -75,12 +86,14 @@ def process(
     *failures: Stream[Failure],
     settings: Settings,
     open_history: Callable[[Settings], History] | None = None,
+    open_results: Callable[[Settings], KeptResults] | None = None,
 ) -> Processed:
     """Turn events into documents, notes and windows; earlier failures join those of these steps.
 
-    With `open_history`, records that come again after a restart end as they did before.
+    With `open_history`, records that come again after a restart end as they did before. With `open_results`, texts
+    that were enriched before are not enriched again.
     """
-    models, threads = profile(settings), settings.threads
+    models, threads, most = profile(settings), settings.threads, settings.enrich_characters
     fetched = fetch.content("fetch", events, settings=settings, open_history=open_history)
     extracted = extract.documents("extract", fetched.fetched, settings=settings)
     documents = extracted.documents
@@ -91,15 +104,37 @@ def process(
         embedding_model=models.embedding,
         threads=threads,
         processing_version=settings.processing_version,
+        reuse=_reuse(settings, open_results),
     )
-    notes = embed.embeddings("embed", notes, model=models.embedding, threads=threads)
-    notes = entities.find("entities", notes, model=models.entities, threads=threads)
-    notes = concepts.key_phrases("concepts", notes, model=models.embedding, threads=threads)
+    notes = embed.embeddings(
+        "embed",
+        notes,
+        model=models.embedding,
+        threads=threads,
+        entity_model=models.entities,
+        most_characters=most,
+    )
+    notes = entities.find("entities", notes, model=models.entities, threads=threads, most_characters=most)
+    notes = concepts.key_phrases("concepts", notes, model=models.embedding, threads=threads, maker=settings.concepts)
     counted = windows.tumbling(
         "windows", documents, watermarks, length=settings.window_length, lateness=settings.lateness
     )
     failed = op.merge("failures", *failures, fetched.failures, extracted.failures, counted.late)
     return Processed(documents, notes, counted.aggregates, failed)
+
+
+def _reuse(settings: Settings, open_results: Callable[[Settings], KeptResults] | None) -> Reuse | None:
+    models = profile(settings)
+    if open_results is None or not settings.reuse_results or not (models.embedding or models.entities):
+        return None
+    recipe = Recipe(
+        embedding_model=models.embedding,
+        entity_model=models.entities,
+        maker=settings.concepts,
+        most_characters=settings.enrich_characters,
+        threads=settings.threads,
+    )
+    return Reuse(recipe, partial(open_results, settings))
 
 
 def watch(step_id: str, done: Processed, watermarks: Stream[Watermark], *, settings: Settings, halt: Halt) -> None:

@@ -16,7 +16,7 @@ from core.records import Failure
 from core.settings import Settings
 from flows.knowledge import FLOW, process, watch
 from operators import known, parse
-from sinks import iceberg, iceberg_tables, lance, slatedb
+from sinks import iceberg, iceberg_tables, kept_results, lance, slatedb
 from sources import kinesis
 from sources.kinesis_range import StreamRange
 
@@ -34,7 +34,7 @@ def build(settings: Settings, *, bounds: StreamRange, tables: known.Known) -> Da
     stream = kinesis.input("kinesis", graph, settings=settings, bounds=bounds, halt=halt)
     parsed = parse.events("parse", stream.records, bucket=settings.bucket)
     events = known.events("known", parsed.events, known=tables)
-    done = process(events, stream.watermarks, settings=settings)
+    done = process(events, stream.watermarks, settings=settings, open_results=kept_results.StoredResults)
     failures = op.map("explain", done.failures, explained)
     aggregates = known.windows("complete", done.aggregates, known=tables)
 

@@ -13,7 +13,7 @@ import re
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,12 +22,14 @@ import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from core import stopping
 from core.errors import ModelError, reason
 from core.records import Entity
-from models.entity.loading import OWN_FOLDER, base_tokenizer, device, is_own, load_own, unbounded
+from models.entity.loading import OWN_FOLDER, base_tokenizer, is_own, load_own, unbounded
+from models.fingerprint import weights_digest
+from models.hardware import device, precision
 from models.registry import locate
 from models.spans import TYPES, kind_of, may_be_name, spans, trimmed
 
@@ -48,6 +50,10 @@ _Floats = npt.NDArray[np.float32]
 
 class TokenClassifier(Protocol):
     """A network that gives each token of a window a probability per label."""
+
+    @property
+    def module(self) -> nn.Module:
+        """What holds the weights."""
 
     @property
     def labels(self) -> Sequence[str]:
@@ -109,8 +115,21 @@ class Tagger:
         self._tokenizer = tokenizer
         self._batch_tokens = batch_tokens
         self._kinds = [kind_of(label) for label in network.labels]
-        prefix, suffix = _special_tokens(tokenizer)
-        self._prefix, self._suffix = prefix, suffix
+        self.special_tokens = _special_tokens(tokenizer)
+        """The ids that the model wants before and after a text."""
+        self._prefix, self._suffix = self.special_tokens
+
+    @property
+    def network(self) -> TokenClassifier:
+        """What gives the probabilities."""
+        return self._network
+
+    @cached_property
+    def digest(self) -> str:
+        """What entities depend on: weights, labels, tokenizer, windows, precision; 64 hex digits."""
+        network = self._network
+        windows_of = (network.window_tokens, network.overlap_tokens, network.needs_capital)
+        return weights_digest(network.module, self._tokenizer.to_str(), str(windows_of), *network.labels)
 
     def find(self, texts: Sequence[str]) -> list[list[Entity]]:
         """Return the entities of each text, ordered by start, none overlapping; `text[start:end] == entity.text`.
@@ -128,14 +147,14 @@ class Tagger:
                 ]
         return found
 
-    def _find(self, texts: Sequence[str]) -> Iterator[Iterator[Entity]]:
+    def _find(self, texts: Sequence[str]) -> Iterator[list[Entity]]:
         # A lone surrogate is no Unicode; one character stands in for it, so that offsets stay.
         encodings = self._tokenizer.encode_batch(
             [_SURROGATE.sub("\ufffd", text) for text in texts], add_special_tokens=False
         )
         probabilities = self._classify(texts, encodings)
         for text, encoding, scores in zip(texts, encodings, probabilities, strict=True):
-            yield self._entities(text, encoding.offsets, encoding.word_ids, scores)
+            yield self.entities_of(text, encoding.offsets, encoding.word_ids, scores)
 
     def _classify(self, texts: Sequence[str], encodings: Sequence[Any]) -> list[_Floats]:
         """Probabilities (tokens x labels) of each text."""
@@ -174,16 +193,19 @@ class Tagger:
             found = self._network.probabilities(*map(torch.from_numpy, (tokens, mask, extra)))
         return found.float().cpu().numpy()
 
-    def _entities(
+    def entities_of(
         self, text: str, offsets: Sequence[tuple[int, int]], words: Sequence[int | None], probabilities: _Floats
-    ) -> Iterator[Entity]:
+    ) -> list[Entity]:
+        """Join tokens with probabilities (tokens x labels) to entities; `offsets` are into `text`."""
+        found: list[Entity] = []
         end_of_previous = 0
         for kind, start, end, score in spans(text, offsets, words, probabilities, self._kinds):
             start, end = trimmed(text, max(start, end_of_previous), end)
             name = text[start:end]
             if any(map(str.isalpha, name)) and (not self._network.needs_capital or may_be_name(name)):
                 end_of_previous = end
-                yield Entity(name, kind, score, start, end)
+                found.append(Entity(name, kind, score, start, end))
+        return found
 
 
 def _groups(texts: Sequence[str]) -> Iterator[list[tuple[int, int, int]]]:
@@ -244,7 +266,7 @@ class _HuggingFace:
         self.labels: list[str] = [model.config.id2label[index] for index in range(model.config.num_labels)]
         self.window_tokens, self.overlap_tokens = window_tokens, window_tokens // 4
         self._device = device()
-        self._model = model.eval().to(self._device)
+        self.module = model.eval().to(self._device, precision(self._device))
 
     def features(
         self, _text: str, offsets: Sequence[tuple[int, int]], _words: Sequence[int | None]
@@ -252,7 +274,7 @@ class _HuggingFace:
         return np.zeros((len(offsets), 0), dtype=np.int64)
 
     def probabilities(self, ids: Tensor, mask: Tensor, _extra: Tensor) -> Tensor:
-        logits: Tensor = self._model(input_ids=ids.to(self._device), attention_mask=mask.to(self._device)).logits
+        logits: Tensor = self.module(input_ids=ids.to(self._device), attention_mask=mask.to(self._device)).logits
         return torch.softmax(logits.float(), dim=-1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import bytewax.operators as op
@@ -14,6 +15,8 @@ from tokenizers import Tokenizer
 
 from core.records import Chunk, Document, Note
 from models.embedder import load_embedder, well_formed
+from operators.fresh import unless_reused
+from operators.reuse import Reuse
 
 __all__ = ["chunks", "split"]
 
@@ -41,26 +44,32 @@ def chunks(
     embedding_model: str | None,
     threads: int | None,
     processing_version: str,
+    reuse: Reuse | None = None,
 ) -> Stream[Note]:
     """Make a note of every document, with the chunks that `embedding_model` will embed; none of an outdated one.
 
+    With `reuse` a note whose text was enriched before leaves with all its results, and no later step computes them.
+
     Keeps the order, holds nothing back. `processed_at` is the time of this step. Without a model, or without text, a
-    note has no chunks. The model is loaded when the first text arrives; raises ModelError then if it can't be.
+    note has no chunks. A model that `models.start` has not loaded before is loaded when the first text arrives; then
+    raises ModelError if it can't be.
     """
 
     def split_batch(batch: list[Document]) -> list[Note]:
         now = datetime.now(UTC)
-        return [
-            Note(document, processing_version, chunks=_chunks_of(document), processed_at=now)
-            for document in batch
-            if not document.event.outdated
+        notes = [
+            Note(document, processing_version, processed_at=now) for document in batch if not document.event.outdated
         ]
+        return unless_reused(
+            reuse.fill(notes) if reuse else notes, lambda fresh: [_with_chunks(note) for note in fresh]
+        )
 
-    def _chunks_of(document: Document) -> tuple[Chunk, ...]:
-        if embedding_model is None or not document.text.strip():
-            return ()
+    def _with_chunks(note: Note) -> Note:
+        text = note.document.text
+        if embedding_model is None or not text.strip():
+            return note
         embedder = load_embedder(embedding_model, threads=threads)
-        return split(document.text, tokenizer=embedder.tokenizer, max_tokens=embedder.max_tokens)
+        return replace(note, chunks=split(text, tokenizer=embedder.tokenizer, max_tokens=embedder.max_tokens))
 
     return op.flat_map_batch("split", documents, split_batch)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import Protocol
+from typing import Literal, Protocol
 
 import bytewax.operators as op
 import numpy as np
@@ -14,12 +14,16 @@ from bytewax.dataflow import Stream, operator
 from core.records import Concept, Note, Vector
 from core.telemetry import NOTES
 from models.embedder import Embedder, load_embedder
-from operators.phrases import candidates
+from operators import ngrams, phrases
+from operators.fresh import unless_reused
 
-__all__ = ["describe", "key_phrases"]
+__all__ = ["Maker", "candidates", "describe", "key_phrases"]
+
+Maker = Literal["phrases", "keybert"]
+"""Who makes the candidates: `operators.phrases`, or `operators.ngrams` as KeyBERT itself does."""
 
 # Encoding candidates is nearly all of the cost, so their number bounds it. Read side by side on READMEs, the concepts
-# out of the 100 best candidates are better than those out of 200 or of all: fewer arbitrary cuts of a sentence.
+# out of the 100 best phrases are better than those out of 200 or of all: fewer arbitrary cuts of a sentence.
 CANDIDATES = 100
 CONCEPTS = 10
 DIVERSITY = 0.5
@@ -47,50 +51,62 @@ def key_phrases(
     *,
     model: str | None,
     threads: int | None,
+    maker: Maker = "phrases",
 ) -> Stream[Note]:
-    """Give every note its concepts: up to ten key phrases, closest to the document first.
+    """Give every note its concepts: up to ten key phrases out of the `maker`'s candidates, closest to the note first.
 
     Keeps the order, holds nothing back, and counts every note as enriched. Notes without a vector pass as they are,
     and so do all when `model` is None. `model` is the one that made the vectors; it is loaded when the first vector
-    arrives; raises ModelError then if it can't be.
+    arrives, unless `models.start` has loaded it before; raises ModelError then if it can't be.
     """
 
     def describe_batch(batch: list[Note]) -> list[Note]:
-        described = batch
-        if model is not None and any(note.vector is not None for note in batch):
-            described = describe(batch, load_embedder(model, threads=threads))
+        described = unless_reused(batch, describe_fresh)
         NOTES.inc(len(batch))
         return described
+
+    def describe_fresh(fresh: list[Note]) -> list[Note]:
+        if model is None or all(note.vector is None for note in fresh):
+            return fresh
+        return describe(fresh, load_embedder(model, threads=threads), maker=maker)
 
     return op.flat_map_batch("rank", notes, describe_batch)
 
 
-def describe(notes: Sequence[Note], embedder: Embedder) -> list[Note]:
+def describe(notes: Sequence[Note], embedder: Embedder, *, maker: Maker = "phrases") -> list[Note]:
     """Return `notes` with `concepts`; scores are cosine similarities to the note's vector, rounded to 4 digits.
 
     The candidates of all notes are embedded together, each once; KeyBERT ranks them per note by maximal marginal
-    relevance (diversity 0.5), against the vector of the whole document.
+    relevance (diversity 0.5), against the vector of the whole document. With the maker `keybert` the result is that
+    of KeyBERT's own call on the same vector.
     """
-    phrases = [[] if note.vector is None else candidates(note.document.text, limit=CANDIDATES) for note in notes]
-    distinct = sorted({phrase for own in phrases for phrase in own})
-    row_of = {phrase: row for row, phrase in enumerate(distinct)}
+    proposed = [[] if note.vector is None else candidates(note.document.text, maker=maker) for note in notes]
+    distinct = sorted({candidate for own in proposed for candidate in own})
+    row_of = {candidate: row for row, candidate in enumerate(distinct)}
     rows = embedder.encode(distinct)
     return [
         note
         if note.vector is None or not own
-        else replace(note, concepts=_rank(own, rows[[row_of[phrase] for phrase in own]], note.vector))
-        for note, own in zip(notes, phrases, strict=True)
+        else replace(note, concepts=_rank(own, rows[[row_of[candidate] for candidate in own]], note.vector))
+        for note, own in zip(notes, proposed, strict=True)
     ]
 
 
-def _rank(phrases: list[str], rows: Vector, vector: Vector) -> tuple[Concept, ...]:
+def candidates(text: str, *, maker: Maker) -> list[str]:
+    """Return what could be concepts of `text`, each once, in the order that decides between equals."""
+    if maker == "keybert":
+        return ngrams.candidates(text)
+    return phrases.candidates(text, limit=CANDIDATES)
+
+
+def _rank(proposed: list[str], rows: Vector, vector: Vector) -> tuple[Concept, ...]:
     from sklearn.feature_extraction.text import CountVectorizer  # type: ignore[import-untyped]
 
     # KeyBERT finds candidates in a document through a vectoriser, whose own idea of a word would lose some. Ours
     # reads the candidates as a document of one phrase per line: all are found, in the order of their rows.
     ranked = _ranker().extract_keywords(
-        "\n".join(phrases),
-        vectorizer=CountVectorizer(vocabulary=phrases, analyzer=str.splitlines),
+        "\n".join(proposed),
+        vectorizer=CountVectorizer(vocabulary=proposed, analyzer=str.splitlines),
         top_n=CONCEPTS,
         use_mmr=True,
         diversity=DIVERSITY,

@@ -131,7 +131,7 @@ def run(
         settings = settings.model_copy(update={"until_caught_up": True})
     stopping.handle_signals(exit_at_end=False)
     try:
-        check_world(settings, flow=flow)
+        check_world(settings, flow=flow, workers=workers)
         with screen.flow_progress(quiet=as_json):
             result = run_flow(settings, flow=flow, workers=workers)
     except KeyboardInterrupt:

@@ -91,7 +91,7 @@ def run_replay(
     that stopped the replay. Whatever was replaced until then stays replaced, and the replay can be resumed.
     """
     started = time.monotonic()
-    check_world(settings, flow=knowledge.FLOW)
+    check_world(settings, flow=knowledge.FLOW, workers=workers)
     bounds = plan.bounds
     replaying = settings.model_copy(update={"processing_version": plan.version, "force_start": False})
     with _flow_claimed(settings):

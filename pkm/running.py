@@ -14,7 +14,7 @@ from core.settings import Settings
 from flows import knowledge
 from models.embedder import load_embedder
 from models.registry import profile
-from models.tagger import load_tagger
+from models.start import load_models
 from pkm.engine import execute
 from sinks import iceberg_catalog, lance, slatedb
 from sources.kinesis_status import check_stream
@@ -24,8 +24,8 @@ __all__ = ["check_world", "run_flow"]
 FLOWS: Mapping[str, Callable[[Settings], Dataflow]] = {knowledge.FLOW: knowledge.build}
 
 
-def check_world(settings: Settings, *, flow: str) -> None:
-    """Check models, stream, tables and stores before anything starts; loads the models.
+def check_world(settings: Settings, *, flow: str, workers: int = 1) -> None:
+    """Check models, stream, tables and stores before anything starts; loads the models, for so many workers.
 
     Raises the PkmError that a run would meet, while it is still cheap and easy to read.
     """
@@ -35,8 +35,7 @@ def check_world(settings: Settings, *, flow: str) -> None:
     check_stream(settings)
     iceberg_catalog.check_tables(settings)
     slatedb.check_store(settings)
-    if models.entities:
-        load_tagger(models.entities, threads=settings.threads)
+    load_models(settings, workers)
     if models.embedding:
         dimension = load_embedder(models.embedding, threads=settings.threads).dimension
         lance.check_dataset(settings, dimension=dimension)

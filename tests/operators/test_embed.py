@@ -67,7 +67,7 @@ def test_the_note_vector_is_the_normalised_mean(embedder: Embedder) -> None:
 
 def test_vectors_that_cancel_out_give_zero_and_not_nan() -> None:
     rows = np.array([[1, 0], [-1, 0]], dtype=np.float32)
-    assert embed._mean(rows).tolist() == [0, 0]
+    assert embed.mean(rows).tolist() == [0, 0]
 
 
 def test_a_note_keeps_only_its_own_rows_alive(embedder: Embedder) -> None:

@@ -18,6 +18,7 @@ from core.records import Position
 from core.recovery.directory import DirectoryLock
 from core.recovery.store import SnapshotStore
 from core.settings import load_settings
+from core.telemetry import REUSED
 from pkm.replay import plan_replay, run_replay
 from pkm.replay_known import Held, _agree
 from pkm.replay_plan import choose_version, unfinished
@@ -269,8 +270,11 @@ def test_a_replay_gives_vectors_to_notes_that_had_none(world: Any, monkeypatch: 
 
     import lance as library
 
-    for version in ("2", "3"):
+    # The first replay computes, the second finds the same text, models and code.
+    for version, reused in (("2", 0), ("3", 1)):
+        before = REUSED._value.get()
         assert replay(world)["version"] == version
+        assert REUSED._value.get() - before == reused
         assert versions(world) == {new["event_id"]: version}
         (row,) = world.table(SILVER)
         assert row["chunk_count"] == 1

@@ -1,0 +1,40 @@
+"""How many records a source partition hands on at a time: no more than the steps behind it take in about an epoch.
+
+An epoch ends only when all of its records have passed all steps, and nothing ends it within a batch. So a batch that
+takes minutes, as models may for twenty long documents, would make an epoch of minutes.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Pace"]
+
+# A partition that waits for another worker's epoch is asked about one epoch later, whatever the size of its batch.
+SLOW_EPOCHS = 1.5
+FAST_EPOCHS = 0.5
+
+
+class Pace:
+    """Sizes the next batch by how long the last one took. Times are monotonic seconds."""
+
+    def __init__(self, most_records: int, epoch_seconds: float) -> None:
+        self._most_records = most_records
+        self._epoch_seconds = epoch_seconds
+        self._handed_on: tuple[int, float] | None = None
+        self.records = most_records
+        """The most that should be handed on now; at least 1."""
+
+    def handed_on(self, records: int, now: float) -> None:
+        """Note that so many records were handed on."""
+        if records:
+            self._handed_on = (records, now)
+
+    def asked(self, now: float) -> None:
+        """Note that the partition is asked for more: the steps behind it are done with what they were given."""
+        if self._handed_on is None:
+            return
+        (records, since), self._handed_on = self._handed_on, None
+        epochs = (now - since) / self._epoch_seconds
+        if epochs > SLOW_EPOCHS:
+            self.records = max(int(records / epochs), 1)
+        elif epochs < FAST_EPOCHS:
+            self.records = min(self.records * 2, self._most_records)

@@ -1,0 +1,43 @@
+"""Real documents for benchmarks: the READMEs of installed packages, as the flow reads them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from builders import event_of
+from core.records import Document, FetchedEvent
+from operators.extract import extract_batch
+from operators.formats.process import Parsers
+from producers.installed import installed_readmes
+
+__all__ = ["Readme", "readmes"]
+
+
+@dataclass(frozen=True)
+class Readme:
+    """A document of the package `name`, with the text that the models read."""
+
+    name: str
+    document: Document
+
+    @property
+    def text(self) -> str:
+        return self.document.text
+
+
+def readmes(limit: int | None = None) -> list[Readme]:
+    """Return the READMEs of installed packages by name, at most `limit`, with text extracted as in the flow."""
+    items = list(installed_readmes(limit))
+    fetched = [
+        FetchedEvent(event_of(note_id=item.identity, content_type=item.content_type), item.content) for item in items
+    ]
+    parsers = Parsers(seconds=60)
+    try:
+        outcomes = extract_batch(fetched, parsers=parsers)
+    finally:
+        parsers.close()
+    return [
+        Readme(item.identity, outcome)
+        for item, outcome in zip(items, outcomes, strict=True)
+        if isinstance(outcome, Document) and outcome.text.strip()
+    ]

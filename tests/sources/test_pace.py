@@ -1,0 +1,69 @@
+"""Slow steps get fewer records at a time, so that an epoch keeps about its length; fast ones get all they may."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sources.pace import Pace
+
+
+def run(pace: Pace, *, seconds_per_record: float, batches: int) -> list[int]:
+    """Hand on what the pace allows, and come back when it is done; returns the sizes."""
+    now, sizes = 0.0, []
+    for _ in range(batches):
+        pace.asked(now)
+        sizes.append(pace.records)
+        pace.handed_on(pace.records, now)
+        now += pace.records * seconds_per_record
+    return sizes
+
+
+def test_fast_steps_get_whole_batches() -> None:
+    assert run(Pace(20, 5.0), seconds_per_record=0.01, batches=5) == [20] * 5
+
+
+def test_after_one_slow_batch_the_next_takes_about_an_epoch() -> None:
+    assert run(Pace(20, 5.0), seconds_per_record=1.0, batches=4) == [20, 5, 5, 5]
+
+
+def test_a_single_record_is_always_handed_on() -> None:
+    assert run(Pace(20, 5.0), seconds_per_record=600.0, batches=3) == [20, 1, 1]
+
+
+def test_the_batches_grow_again_when_steps_are_fast() -> None:
+    pace = Pace(20, 5.0)
+    run(pace, seconds_per_record=10.0, batches=2)
+    assert run(pace, seconds_per_record=0.01, batches=6) == [2, 4, 8, 16, 20, 20]
+
+
+def test_waiting_for_the_epoch_of_another_worker_is_not_slowness() -> None:
+    pace = Pace(20, 5.0)
+    for number in range(10):
+        pace.asked(number * 5.2)
+        pace.handed_on(20, number * 5.2)
+    assert pace.records == 20
+
+
+def test_a_partition_without_records_says_nothing() -> None:
+    pace = Pace(20, 5.0)
+    pace.handed_on(0, 0.0)
+    pace.asked(1_000.0)
+    assert pace.records == 20
+
+
+@given(st.lists(st.tuples(st.integers(1, 40), st.floats(0, 1e6)), max_size=30), st.integers(1, 40))
+def test_the_size_stays_between_one_and_the_most(batches: list[tuple[int, float]], most: int) -> None:
+    pace, now = Pace(most, 5.0), 0.0
+    for records, seconds in batches:
+        pace.handed_on(min(records, most), now)
+        now += seconds
+        pace.asked(now)
+        assert 1 <= pace.records <= most
+
+
+@pytest.mark.parametrize("seconds_per_record", [0.3, 1.0, 2.0, 5.0])
+def test_no_batch_but_the_first_takes_more_than_half_an_epoch_too_long(seconds_per_record: float) -> None:
+    for size in run(Pace(20, 5.0), seconds_per_record=seconds_per_record, batches=10)[1:]:
+        assert size * seconds_per_record <= 7.5
