@@ -37,7 +37,7 @@ servers: ## install the Kinesis servers of `make kinesis` (needs node 18 or newe
 		cd $(SERVERS) && npm ci --silent && touch node_modules/.complete; }
 
 test: setup ## run the tests (ONLY=path runs a part)
-	@$(RUN) $(BIN)/python -m pytest $(ONLY)
+	@$(RUN) $(BIN)/python -m pytest $(or $(ONLY),-n 2 --dist worksteal)
 
 chaos: setup ## kill the flow at every fault point and at random moments (SEED=7 KILLS=200; 40 minutes)
 	@PYTHONPATH=.:tests $(RUN) $(BIN)/python -m chaos.run $(if $(SEED),--seed $(SEED)) --kills $(or $(KILLS),200)
