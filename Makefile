@@ -19,7 +19,7 @@ RUN := OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) OPENBLAS_NUM_THREAD
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo servers test chaos faults kinesis reshard large bench check lock image clean
+.PHONY: help setup demo servers test chaos faults traced kinesis reshard large bench check lock image clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,12 @@ chaos: setup ## kill the flow at every fault point and at random moments (SEED=7
 
 faults: setup ## run the flow through every kind of fault of S3, the catalog and the stream, one by one (minutes)
 	@$(RUN) $(BIN)/python -m pytest -m faults tests/faults
+
+traced: setup ## watch every file call of flow and producers: nothing is written to a disk (needs strace; minutes)
+	@command -v strace >/dev/null || { echo "strace is not installed: apt-get install strace" >&2; exit 1; }
+	@PYTHONPATH=.:tests $(RUN) $(BIN)/python tests/diskless/traced.py
+	@PYTHONPATH=.:tests $(RUN) $(BIN)/python tests/diskless/traced_git.py
+	@PYTHONPATH=.:tests $(RUN) $(BIN)/python tests/diskless/traced_service.py
 
 kinesis: setup servers ## read streams that are resharded, on Kinesis servers that need node
 	@$(RUN) $(BIN)/python -m pytest -m servers tests/sources
