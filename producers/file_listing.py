@@ -111,9 +111,10 @@ def _below(start: _Start, rules: IgnoreRules | None, report: LeftAlone) -> Itera
     if os.path.realpath(start.path) != start.path:
         _report_link(start.root, start.path, report)
         return
-    if not start.by_itself and rules is not None and rules.ignores_any(start.path):
+    is_folder = os.path.isdir(start.path)  # noqa: PTH112 - text, as everywhere here
+    if not start.by_itself and rules is not None and rules.ignores_any(start.path, is_folder=is_folder):
         return
-    if not os.path.isdir(start.path):  # noqa: PTH112 - text, as everywhere here
+    if not is_folder:
         yield start.path
         return
     # A stack instead of recursion: folders may lie deeper than Python's stack.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
 
-from pathspec import GitIgnoreSpec
 from pathspec.patterns.gitignore import GitIgnorePatternError
+from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
 
 __all__ = ["IgnoreRules"]
 
@@ -17,7 +18,9 @@ NAMES = (".gitignore", ".pkmignore")
 
 MAX_BYTES = 1024 * 1024
 
-_Chain = tuple[tuple[str, GitIgnoreSpec], ...]
+_Rules = tuple[tuple[re.Pattern[str], bool], ...]
+_Chain = tuple[tuple[str, _Rules], ...]
+_ENDS = ("(?P<ps_d>/)", "(?:(?P<ps_d>/)|$)")
 
 
 class IgnoreRules:
@@ -33,20 +36,20 @@ class IgnoreRules:
 
     def ignores(self, path: str, *, is_folder: bool) -> bool:
         """Tell whether a rule leaves `path` out; of a folder that is left out nothing below is to be asked for."""
-        for folder, spec in self._chain(os.path.dirname(path)):  # noqa: PTH120 - text is ten times faster
+        for folder, rules in self._chain(os.path.dirname(path)):  # noqa: PTH120 - text is ten times faster
             relative = path[len(folder) :].lstrip(os.sep) + ("/" if is_folder else "")
-            decided = spec.check_file(relative).include
-            if decided is not None:
-                return decided
+            for rule, leaves_out in rules:
+                if rule.search(relative):
+                    return leaves_out
         return False
 
-    def ignores_any(self, path: str) -> bool:
-        """Tell whether `path`, a file, or any folder between it and the root is left out."""
+    def ignores_any(self, path: str, *, is_folder: bool) -> bool:
+        """Tell whether `path`, or any folder between it and the root, is left out."""
         at = self._root
         parts = Path(path).relative_to(self._root).parts
         for number, part in enumerate(parts, start=1):
             at = os.path.join(at, part)  # noqa: PTH118
-            if self.ignores(at, is_folder=number < len(parts)):
+            if self.ignores(at, is_folder=is_folder or number < len(parts)):
                 return True
         return False
 
@@ -55,18 +58,26 @@ class IgnoreRules:
         chain = self._chains.get(folder)
         if chain is None:
             above = () if folder == self._root else self._chain(os.path.dirname(folder))  # noqa: PTH120
-            spec = self._read(folder)
-            chain = self._chains[folder] = above if spec is None else ((folder, spec), *above)
+            rules = self._read(folder)
+            chain = self._chains[folder] = ((folder, rules), *above) if rules else above
         return chain
 
-    def _read(self, folder: str) -> GitIgnoreSpec | None:
-        lines = [line for name in NAMES for line in self._lines(os.path.join(folder, name))]  # noqa: PTH118
-        if not lines:
-            return None
-        try:
-            return GitIgnoreSpec.from_lines(lines)
-        except GitIgnorePatternError:
-            return GitIgnoreSpec.from_lines([line for line in lines if self._is_usable(folder, line)])
+    def _read(self, folder: str) -> _Rules:
+        """Read the rules of a folder, the last one first, since that decides."""
+        rules = []
+        for name in NAMES:
+            path = os.path.join(folder, name)  # noqa: PTH118
+            for line in self._lines(path):
+                try:
+                    # pathspec takes x/**/ for x/; git for the folders below x.
+                    spelt_out = f"{line}*/" if line.endswith("/**/") else line
+                    expression, leaves_out = GitIgnoreSpecPattern.pattern_to_regex(spelt_out)
+                except GitIgnorePatternError:
+                    self._report(path, f'the rule "{line}" is no pattern')
+                    continue
+                if expression is not None and leaves_out is not None:
+                    rules.append((re.compile(_of_itself(str(expression)), re.DOTALL), leaves_out))
+        return tuple(reversed(rules))
 
     def _lines(self, path: str) -> list[str]:
         try:
@@ -86,10 +97,13 @@ class IgnoreRules:
             return []
         return os.fsdecode(content.removeprefix(b"\xef\xbb\xbf")).splitlines()
 
-    def _is_usable(self, folder: str, line: str) -> bool:
-        try:
-            GitIgnoreSpec.from_lines([line])
-        except GitIgnorePatternError:
-            self._report(folder, f'the rule "{line}" is no pattern')
-            return False
-        return True
+
+def _of_itself(expression: str) -> str:
+    """Narrow an expression of pathspec, which fits what lies below a folder too, to what a rule names itself.
+
+    For git a rule that lets a folder in again says nothing about what is in it: that is for the rules above to say.
+    """
+    if expression.endswith(_ENDS):
+        return rf"{expression}\Z"
+    # Such as x/**: what is in it, not the folder.
+    return f"{expression}." if expression.endswith("/") else expression

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -197,16 +198,17 @@ def test_what_ignore_rules_leave_out_is_left_alone_unless_it_is_given_by_itself(
     assert len(identities(vault, ignore=False)) == 5
 
 
-def test_folders_deeper_than_pythons_stack_are_read(tmp_path: Path) -> None:
+def test_folders_deeper_than_pythons_stack_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "deep"
-    folder.mkdir()
-    before = Path.cwd()
     try:
-        os.chdir(folder)
-        for _ in range(1200):
-            Path("d").mkdir()
-            os.chdir("d")
+        with monkeypatch.context() as patch:
+            folder.mkdir()
+            patch.chdir(folder)
+            for _ in range(1200):
+                Path("d").mkdir()
+                os.chdir("d")
+        (folder / "d" / "a.md").write_text("a")
+        assert identities(folder) == ["deep/d/a.md"]
     finally:
-        os.chdir(before)
-    (folder / "d" / "a.md").write_text("a")
-    assert identities(folder) == ["deep/d/a.md"]
+        # Python's own way to remove it is not as deep, and would fail in the tests that come later.
+        subprocess.run(["rm", "-rf", str(folder)], check=True)

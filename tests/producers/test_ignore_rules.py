@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from producers.ignore_rules import IgnoreRules
@@ -61,9 +61,11 @@ def ignored_by_git(root: Path) -> set[str]:
 
 def ignored_by_us(root: Path) -> set[str]:
     rules = IgnoreRules(str(root), report=lambda path, reason: None)
-    return {path for path in TREE if rules.ignores_any(str(root / path))}
+    return {path for path in TREE if rules.ignores_any(str(root / path), is_folder=False)}
 
 
+@example(above=["f*"], docs=["!*/"], foo=[])
+@example(above=["foo/**/"], docs=[], foo=[])
 @given(st.lists(RULES, max_size=5), st.lists(RULES, max_size=3), st.lists(RULES, max_size=3))
 @settings(max_examples=60, deadline=None)
 def test_any_rules_leave_out_what_git_leaves_out(
@@ -88,7 +90,7 @@ def test_a_rule_that_is_no_pattern_is_told_and_the_others_count(tmp_path: Path) 
     rules = IgnoreRules(str(tmp_path), report=told.__setitem__)
     found = [name for name in ("a.md", "a.log", "a.txt") if rules.ignores(str(tmp_path / name), is_folder=False)]
     assert found == ["a.md", "a.log"]
-    assert told == {str(tmp_path): 'the rule "!" is no pattern'}
+    assert told == {str(tmp_path / ".gitignore"): 'the rule "!" is no pattern'}
 
 
 def test_rules_that_can_not_be_read_safely_do_not_count(tmp_path: Path) -> None:
@@ -99,5 +101,5 @@ def test_rules_that_can_not_be_read_safely_do_not_count(tmp_path: Path) -> None:
     (tmp_path / "large" / ".gitignore").write_bytes(b"*\n" * 600_000)
     told: dict[str, str] = {}
     rules = IgnoreRules(str(tmp_path), report=told.__setitem__)
-    assert not rules.ignores_any(str(tmp_path / "large" / "a"))
+    assert not rules.ignores_any(str(tmp_path / "large" / "a"), is_folder=False)
     assert set(told) == {str(tmp_path / ".gitignore"), str(tmp_path / "large" / ".gitignore")}
