@@ -23,7 +23,8 @@ async def pieces(
 
     A client may keep us waiting for 10 seconds, and a second more for every 4 KiB that it has sent; time that we take
     ourselves does not count. Raises ProblemError for a body that is too large (413, at once when its length says so)
-    or too slow (408), ClientDisconnect when the client went away.
+    or too slow (408), ClientDisconnect when the client went away. What comes after a refusal is thrown away by the
+    connection (`protocol`), since closing it at once could lose the answer.
     """
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > max_bytes:
@@ -60,13 +61,9 @@ async def whole(request: Request, *, max_bytes: int) -> bytes:
     return body
 
 
-# What may still come of the body is not read.
-_CLOSE = {"Connection": "close"}
-
-
 def _too_large(max_bytes: int) -> ProblemError:
-    return ProblemError(TOO_LARGE, f"the body has more than {max_bytes:,} bytes", headers=_CLOSE)
+    return ProblemError(TOO_LARGE, f"the body has more than {max_bytes:,} bytes")
 
 
 def _too_slow(received: int) -> ProblemError:
-    return ProblemError(TOO_SLOW, f"{received:,} bytes came within the time", headers=_CLOSE)
+    return ProblemError(TOO_SLOW, f"{received:,} bytes came within the time")

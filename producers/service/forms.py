@@ -117,7 +117,6 @@ class _Form:
                 raise ProblemError(
                     TOO_LARGE,
                     f"the file has more than {self._max_file_bytes:,} bytes (PKM_MAX_OBJECT_BYTES)",
-                    headers={"Connection": "close"},
                 )
             return True
         field = self._fields[self._current]
