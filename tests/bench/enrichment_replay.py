@@ -56,7 +56,7 @@ def enriched(documents: list[Document], settings: Settings, *, version: str) -> 
     notes = chunk.chunks(
         "chunk", stream, embedding_model=models.embedding, threads=None, processing_version=version, reuse=reuse
     )
-    notes = embed.embeddings("embed", notes, model=models.embedding, threads=None)
+    notes = embed.embeddings("embed", notes, model=models.embedding, threads=None, entity_model=models.entities)
     notes = entities.find("entities", notes, model=models.entities, threads=None)
     notes = concepts.key_phrases("concepts", notes, model=models.embedding, threads=None)
     began = time.perf_counter()
