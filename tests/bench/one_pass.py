@@ -1,6 +1,6 @@
 """Whether embeddings and entities should share MiniLM's lower half: one pass against two, in turns.
 
-    python -m bench.one_pass [--documents 60] [--rounds 3]
+    python -m bench.one_pass [--documents 60] [--rounds 3] [--sentences FILE] [--entity-model NAME]
 
 Prints the seconds of both ways on READMEs of installed packages, how far the vectors agree, and the F1 of the
 entities of one pass when those of two are taken for the truth. With --sentences FILE (in the notation of
@@ -24,7 +24,7 @@ from core.records import Note
 from core.telemetry import quiet_libraries
 from models.embedder import load_embedder
 from models.shared_pass import SharedPass, load_shared_pass
-from models.tagger import EMBEDDED, load_tagger
+from models.tagger import EMBEDDED, Tagger, load_tagger
 from models.training.markup import Labelled, parse, score
 from operators import embed, entities
 from operators.chunk import split
@@ -39,12 +39,11 @@ def chunked(text: str) -> Note:
     return note_of(text, chunks=split(text, tokenizer=embedder.tokenizer, max_tokens=embedder.max_tokens))
 
 
-def two_passes(notes: Sequence[Note]) -> list[Note]:
-    embedded = embed.embed(notes, load_embedder(MODEL, threads=None))
-    return entities.with_entities(load_tagger(EMBEDDED, threads=None), embedded)
+def two_passes(tagger: Tagger, notes: Sequence[Note]) -> list[Note]:
+    return entities.with_entities(tagger, embed.embed(notes, load_embedder(MODEL, threads=None)))
 
 
-def compare(shared: SharedPass, notes: Sequence[Note], rounds: int) -> None:
+def compare(shared: SharedPass, tagger: Tagger, notes: Sequence[Note], rounds: int) -> None:
     two_seconds = one_seconds = two_cpu = one_cpu = 0.0
     found = truth = right = 0
     furthest = 1.0
@@ -58,7 +57,7 @@ def compare(shared: SharedPass, notes: Sequence[Note], rounds: int) -> None:
                     one_seconds += time.perf_counter() - began
                     one_cpu += time.process_time() - cpu
                 else:
-                    separate = two_passes(part)
+                    separate = two_passes(tagger, part)
                     two_seconds += time.perf_counter() - began
                     two_cpu += time.process_time() - cpu
             for note, vectors, ours in zip(separate, rows, own, strict=True):
@@ -85,7 +84,7 @@ def joined(sentences: Sequence[Labelled], gap: str) -> Labelled:
     return Labelled(text, tuple(spans))
 
 
-def score_both(shared: SharedPass, file: Path) -> None:
+def score_both(shared: SharedPass, tagger: Tagger, file: Path) -> None:
     lines = [line for line in file.read_text().splitlines() if line.strip() and not line.startswith(("#", "%"))]
     sentences = [parse(line.replace("\\n", "\n")) for line in np.random.default_rng(1).permutation(lines).tolist()]
     for name, gap in (("lines", "\n"), ("one paragraph", " ")):
@@ -94,7 +93,7 @@ def score_both(shared: SharedPass, file: Path) -> None:
             for at in range(0, len(sentences), SENTENCES_PER_DOCUMENT)
         ]
         notes = [chunked(document.text) for document in truth]
-        named = two_passes(notes)
+        named = two_passes(tagger, notes)
         _, own = shared.run([note.document.text for note in notes], [note.chunks for note in notes])
         for way, all_found in (("two passes", [note.entities for note in named]), ("one pass", own)):
             spans = [[(one.start, one.end, one.type) for one in found] for found in all_found]
@@ -109,13 +108,15 @@ def main() -> int:
     parser.add_argument("--documents", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sentences", type=Path)
+    parser.add_argument("--entity-model", default=EMBEDDED, help="another one of ours: a folder")
     options = parser.parse_args()
     quiet_libraries()
-    shared = load_shared_pass(MODEL, EMBEDDED, threads=None)
+    shared = load_shared_pass(MODEL, options.entity_model, threads=None)
     assert shared is not None
+    tagger = load_tagger(options.entity_model, threads=None)
     if options.sentences:
-        score_both(shared, options.sentences)
-    compare(shared, [chunked(document.text) for document in readmes(options.documents)], options.rounds)
+        score_both(shared, tagger, options.sentences)
+    compare(shared, tagger, [chunked(document.text) for document in readmes(options.documents)], options.rounds)
     return 0
 
 
