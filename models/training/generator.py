@@ -16,11 +16,14 @@ _SLOT = re.compile(r"\{([A-Za-z_.]+)\}")
 
 # Latin script only: the tokenizer has no word pieces worth the name for others.
 _LOCALES = (
-    ("en_US", 6), ("en_GB", 4), ("en_IN", 3), ("en_NZ", 1), ("de_DE", 3), ("fr_FR", 3), ("es_ES", 2), ("es_MX", 2),
+    ("en_US", 6), ("en_GB", 4), ("en_IN", 4), ("en_NZ", 1), ("de_DE", 3), ("fr_FR", 3), ("es_ES", 2), ("es_MX", 2),
     ("it_IT", 2), ("pt_BR", 2), ("nl_NL", 2), ("pl_PL", 2), ("sv_SE", 1), ("no_NO", 1), ("da_DK", 1), ("fi_FI", 1),
-    ("cs_CZ", 1), ("hu_HU", 1), ("ro_RO", 1), ("hr_HR", 1), ("tr_TR", 2), ("id_ID", 1), ("yo_NG", 2), ("zu_ZA", 1),
+    ("cs_CZ", 1), ("hu_HU", 1), ("ro_RO", 1), ("hr_HR", 1), ("tr_TR", 2), ("id_ID", 2), ("yo_NG", 2), ("zu_ZA", 1),
+    ("de_AT", 1), ("de_CH", 1), ("es_AR", 1), ("es_CL", 1), ("es_CO", 1), ("fr_CA", 1), ("fr_DZ", 2), ("pt_PT", 1),
+    ("nl_BE", 1), ("sk_SK", 1), ("sl_SI", 1), ("et_EE", 1), ("lv_LV", 1), ("lt_LT", 1), ("is_IS", 1), ("en_IE", 1),
+    ("en_KE", 1), ("en_NG", 1), ("en_PK", 2), ("en_TH", 1), ("ig_NG", 1), ("sw", 1), ("tw_GH", 1), ("uz_UZ", 1),
 )  # fmt: skip
-_NAMES_PER_WEIGHT = 120
+_NAMES_PER_WEIGHT = 100
 
 _GROUPS = {
     "news": 16, "life": 12, "notes": 8, "headline": 2, "software": 11, "none": 14, "manual": 4, "mail": 4,
