@@ -53,8 +53,9 @@ READING = """\
 
 Candidates are made in two ways (`PKM_CONCEPTS`, see [settings](settings.md)); the ranking is the same. One reader
 read the beginning of each of these READMEs, then the two lists in an order unknown to them, chose, wrote the choice
-down, and only then asked which was which (`python -m bench.side_by_side --seed 41`). One reader judged, so this is a
-hint, not a measurement; and the two makers can be told apart by their looks, because `keybert` joins words across
+down, and only then asked which was which (`python -m bench.side_by_side --seed 41`). The second reading, of other
+documents, came after mark-up of reStructuredText had been taken out of the candidates. One reader judged, so this is
+a hint, not a measurement; and the two makers can be told apart by their looks, because `keybert` joins words across
 stop words, punctuation and lines.
 """
 
