@@ -19,7 +19,7 @@ RUN := OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) OPENBLAS_NUM_THREAD
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo servers test chaos faults traced kinesis reshard large bench check lock image clean
+.PHONY: help setup demo servers test chaos faults traced kinesis reshard large bench quality check lock image clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,10 @@ large: setup ## two gigabytes through the HTTP service, and what memory that tak
 
 bench: setup $(if $(filter source,$(WHAT)),servers) ## measure one part: make bench WHAT=delivery (minutes)
 	@PYTHONPATH=.:tests $(RUN) $(BIN)/python -m bench.$(WHAT) $(OPTIONS)
+
+quality: setup ## write docs/quality.md: concepts and entities of ten documents, scores of the entity model (minutes)
+	@PYTHONPATH=.:tests $(RUN) $(BIN)/python -m bench.quality > docs/quality.md.new
+	@mv docs/quality.md.new docs/quality.md
 
 check: setup ## lint, format, types, layers
 	$(BIN)/ruff check .

@@ -19,6 +19,9 @@ _PROGRAM_LINE = re.compile(
     r"\s*(>>>|\.\.\. |[$%] |#!|import [\w.]+( as \w+)?\s*$|from [\w.]+ import\b"
     r"|(def|class) \w+\s*[(:]|[\w.\[\]]+ ?= )"
 )
+# reStructuredText: directives, link targets and options (`.. |ci| image:: …`, `:alt: …`); pictures in text (`|ci|`).
+_DIRECTIVE = re.compile(r"\s*(\.\. |__ |:[\w-]+:(\s|$))")
+_PICTURE = re.compile(r"(?<!\S)\|[^\s|](?:[^|]{0,60}[^\s|])?\|(?!\S)")
 # What stands around a word in prose, or parts it from the next; any other sign makes it code.
 _OPENING = "([{<\"'\u201c\u2018«*_`"
 _CLOSING = ")]}>\"'\u201d\u2019»*_`.,;:!?…"
@@ -48,7 +51,7 @@ def candidates(text: str, *, limit: int) -> list[str]:
 def _runs(text: str) -> Iterator[list[str]]:
     # Words that follow each other with nothing but spaces between.
     for line in text.splitlines():
-        if _PROGRAM_LINE.match(line):
+        if _PROGRAM_LINE.match(line) or _DIRECTIVE.match(line):
             continue
         run: list[str] = []
         for part in _parts(line):
@@ -71,7 +74,7 @@ def _runs(text: str) -> Iterator[list[str]]:
 
 def _parts(line: str) -> Iterator[str]:
     # What stands between spaces, dashes and slashes; a NUL, which is no word, for an address or a path.
-    for token in line.split():
+    for token in _PICTURE.sub(" \0 ", line).split():
         if "://" in token or "www." in token or token.count("/") > 1:
             yield "\0"
         else:

@@ -16,14 +16,26 @@ _SLOT = re.compile(r"\{([A-Za-z_.]+)\}")
 
 # Latin script only: the tokenizer has no word pieces worth the name for others.
 _LOCALES = (
-    ("en_US", 6), ("en_GB", 4), ("en_IN", 3), ("en_NZ", 1), ("de_DE", 3), ("fr_FR", 3), ("es_ES", 2), ("es_MX", 2),
+    ("en_US", 6), ("en_GB", 4), ("en_IN", 4), ("en_NZ", 1), ("de_DE", 3), ("fr_FR", 3), ("es_ES", 2), ("es_MX", 2),
     ("it_IT", 2), ("pt_BR", 2), ("nl_NL", 2), ("pl_PL", 2), ("sv_SE", 1), ("no_NO", 1), ("da_DK", 1), ("fi_FI", 1),
-    ("cs_CZ", 1), ("hu_HU", 1), ("ro_RO", 1), ("hr_HR", 1), ("tr_TR", 2), ("id_ID", 1), ("yo_NG", 2), ("zu_ZA", 1),
+    ("cs_CZ", 1), ("hu_HU", 1), ("ro_RO", 1), ("hr_HR", 1), ("tr_TR", 2), ("id_ID", 2), ("yo_NG", 2), ("zu_ZA", 1),
+    ("de_AT", 1), ("de_CH", 1), ("es_AR", 1), ("es_CL", 1), ("es_CO", 1), ("fr_CA", 1), ("fr_DZ", 2), ("pt_PT", 1),
+    ("nl_BE", 1), ("sk_SK", 1), ("sl_SI", 1), ("et_EE", 1), ("lv_LV", 1), ("lt_LT", 1), ("is_IS", 1), ("en_IE", 1),
+    ("en_KE", 1), ("en_NG", 1), ("en_PK", 2), ("en_TH", 1), ("ig_NG", 1), ("sw", 1), ("tw_GH", 1), ("uz_UZ", 1),
 )  # fmt: skip
-_NAMES_PER_WEIGHT = 120
+_NAMES_PER_WEIGHT = 100
 
-_GROUPS = {"news": 26, "life": 26, "notes": 13, "headline": 4, "software": 12, "none": 22, "manual": 10}
+_GROUPS = {
+    "news": 16, "life": 12, "notes": 8, "headline": 2, "software": 11, "none": 20, "manual": 5, "mail": 4,
+    "minutes": 8, "places": 9, "research": 6, "lists": 6, "business": 11, "people": 12, "ambiguous": 6,
+    "headlines": 7, "capitals": 7, "plain": 13,
+}  # fmt: skip
 """How often a sentence comes from each group of templates; `manual` are sentences of Python's own documentation."""
+
+_TITLE_CASE = {"headlines": 0.75, "capitals": 0.75, "news": 0.05, "business": 0.05, "people": 0.03, "none": 0.03}
+"""How often a sentence of a group is written As in a Headline."""
+
+_SMALL_WORDS = re.compile(r"an?|and|as|at|but|by|for|from|in|into|of|on|or|over|the|to|with")
 
 _TEXT_LENGTHS = (1, 1, 1, 2, 2, 3, 4, 6)
 _JOINTS = (" ", " ", " ", " ", "\n", "\n\n", "\n- ")
@@ -71,7 +83,10 @@ class Generator:
         group = self._random.choices(tuple(_GROUPS), tuple(_GROUPS.values()))[0]
         if group == "manual":
             return Labelled(self._random.choice(self._manual), ())
-        return self._assemble(self._expand(self._random.choice(self._templates[group])))
+        pieces = self._expand(self._random.choice(self._templates[group]))
+        if self._random.random() < _TITLE_CASE.get(group, 0):
+            _title(pieces)
+        return self._assemble(pieces)
 
     def _expand(self, template: str, *, inside: bool = False) -> list[_Piece]:
         pieces = []
@@ -109,6 +124,19 @@ class Generator:
         return Labelled(text, tuple(spans))
 
 
+def _title(pieces: list[_Piece]) -> None:
+    """Write all words but the small ones with a capital, in place; names stay, and the full stop goes."""
+    for piece in pieces:
+        if piece.kind is None:
+            piece.text = re.sub(
+                r"(?<![\w'`<./-])[a-z]\w+",
+                lambda word: word[0] if _SMALL_WORDS.fullmatch(word[0]) else word[0].capitalize(),
+                piece.text,
+            )
+    if pieces and pieces[-1].text.endswith("."):
+        pieces[-1].text = pieces[-1].text[:-1]
+
+
 def _stored_lines(name: str) -> list[str]:
     stored = resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
     return [line for line in stored.splitlines() if line.strip() and not line.startswith(";")]
@@ -122,13 +150,13 @@ def _read_templates() -> dict[str, list[str]]:
         if header:
             current = groups.setdefault(header[1], [])
         else:
-            current.append(line)
+            current.append(line.replace("\\n", "\n"))
     return groups
 
 
 def _read_lists() -> dict[str, list[str]]:
     lists = {}
-    for line in _stored_lines("lexicon.txt"):
+    for line in (*_stored_lines("names.txt"), *_stored_lines("lexicon.txt")):
         name, _, choices = line.partition(": ")
         lists[name] = choices.split(" | ")
     return lists

@@ -25,11 +25,12 @@ from models.entity.loading import OWN_FOLDER, base_tokenizer, base_weights
 from models.entity.network import FEATURES, LABELS, EntityNetwork, features, load_base, save_upper
 from models.tagger import load_tagger
 from models.training.generator import Generator
-from models.training.markup import Labelled, Score, held_out, score
+from models.training.markup import Labelled, Score, development, score
 
-__all__ = ["Example", "encode", "main", "score_held_out", "train"]
+__all__ = ["Example", "encode", "main", "score_folder", "train"]
 
 _IGNORED = -100
+_SMOOTHING = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,21 +99,20 @@ def train(*, seed: int, steps: int, batch_tokens: int, rate: float) -> EntityNet
     return network.eval()
 
 
-def score_held_out(folder: str) -> dict[str, Score]:
-    """Score the model in `folder` on the hand-written sentences."""
-    sentences = held_out()
+def score_folder(folder: str, sentences: Sequence[Labelled]) -> dict[str, Score]:
+    """Score the model in `folder` on labelled sentences."""
     found = load_tagger(folder, threads=None).find([sentence.text for sentence in sentences])
     spans = [[(entity.start, entity.end, entity.type) for entity in entities] for entities in found]
     return dict(score(sentences, spans))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train, write the weights to `--out`, and print the scores on the held-out sentences."""
+    """Train, write the weights to `--out`, and print the scores on the development sentences."""
     parser = argparse.ArgumentParser(prog="python -m models.training.train", description="Train the entity model.")
     parser.add_argument("--out", type=Path, required=True, help="folder for the weights")
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=500, help="batches to train on")
-    parser.add_argument("--batch-tokens", type=int, default=1200, help="word pieces per batch")
+    parser.add_argument("--steps", type=int, default=2600, help="batches to train on")
+    parser.add_argument("--batch-tokens", type=int, default=600, help="word pieces per batch")
     parser.add_argument("--rate", type=float, default=2e-4, help="highest learning rate")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
@@ -122,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     save_upper(network, options.out / "model.safetensors")
     if options.out.resolve() != OWN_FOLDER.resolve():
         shutil.copy(OWN_FOLDER / "config.json", options.out)
-    for kind, result in score_held_out(str(options.out)).items():
+    for kind, result in score_folder(str(options.out), development()).items():
         sys.stdout.write(
             f"{kind:6} precision {result.precision:.2f}  recall {result.recall:.2f}  F1 {result.f1:.2f}"
             f"  ({result.support} entities)\n"
@@ -142,7 +142,9 @@ def _loss(network: EntityNetwork, batch: Sequence[Example]) -> Tensor:
         labels[row, :size] = torch.tensor(example.labels)
         mask[row, :size] = True
     logits = network(ids, mask, case)
-    return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=_IGNORED)
+    return functional.cross_entropy(
+        logits.flatten(0, 1), labels.flatten(), ignore_index=_IGNORED, label_smoothing=_SMOOTHING
+    )
 
 
 def _batches(seed: int, batch_tokens: int, *, pool: int = 1024) -> Iterator[list[Example]]:

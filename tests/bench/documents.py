@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from builders import event_of
 from core.records import Document, FetchedEvent
 from operators.extract import extract_batch
 from operators.formats.process import Parsers
+from producers.announce import SourceItem
 from producers.installed import installed_readmes
 
-__all__ = ["Readme", "readmes"]
+__all__ = ["Readme", "notes", "readmes"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,26 @@ class Readme:
 
 def readmes(limit: int | None = None) -> list[Readme]:
     """Return the READMEs of installed packages by name, at most `limit`, with text extracted as in the flow."""
-    items = list(installed_readmes(limit))
+    return _extracted(list(installed_readmes(limit)))
+
+
+def notes(folder: Path) -> list[Readme]:
+    """Return the Markdown notes in `folder` by name, extracted in the same way."""
+    return _extracted(
+        [
+            SourceItem(
+                source_type="files",
+                identity=path.stem,
+                content=path.read_bytes(),
+                content_type="text/markdown",
+                metadata={},
+            )
+            for path in sorted(folder.glob("*.md"))
+        ]
+    )
+
+
+def _extracted(items: Sequence[SourceItem]) -> list[Readme]:
     fetched = [
         FetchedEvent(event_of(note_id=item.identity, content_type=item.content_type), item.content) for item in items
     ]

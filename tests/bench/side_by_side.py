@@ -15,6 +15,7 @@ import random
 import sys
 import textwrap
 from collections import Counter
+from dataclasses import dataclass
 from typing import get_args
 
 from bench.documents import readmes
@@ -31,6 +32,22 @@ LEAST_CHARACTERS = 1_500
 MAKERS: tuple[Maker, ...] = get_args(Maker)
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What a reader chose: a vote per document drawn by `seed`."""
+
+    seed: int
+    votes: str
+
+    def orders(self) -> list[list[Maker]]:
+        """Return which maker was A and which B, per document."""
+        return _orders(random.Random(f"{self.seed} order"), len(self.votes))
+
+
+READINGS = (Reading(seed=41, votes="ABBBAAAAAAAABAABBABA"), Reading(seed=49, votes="BABA=AAABB"))
+"""The readings that docs/quality.md tells of; no document is in both."""
+
+
 def concepts_of(text: str, embedder: Embedder, maker: Maker) -> list[str]:
     """Return the concepts of a text as the flow makes them."""
     chunks = split(text, tokenizer=embedder.tokenizer, max_tokens=embedder.max_tokens)
@@ -45,12 +62,11 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--votes", help="one of A, B and = per document")
     options = parser.parse_args()
-    chance = random.Random(options.seed)
-    found = [document for document in readmes() if len(document.text) >= LEAST_CHARACTERS]
-    drawn = chance.sample(found, options.documents)
-    orders = [chance.sample(MAKERS, len(MAKERS)) for _ in drawn]
+    orders = Reading(options.seed, "=" * options.documents).orders()
     if options.votes is not None:
         return tell(options.votes, orders)
+    found = [document for document in readmes() if len(document.text) >= LEAST_CHARACTERS]
+    drawn = random.Random(f"{options.seed} documents").sample(found, options.documents)
     embedder = load_embedder(locate(MODEL), threads=None)
     for number, (document, order) in enumerate(zip(drawn, orders, strict=True), start=1):
         print(f"\n=== {number}. {document.name}, {len(document.text):,} characters ===\n")
@@ -65,13 +81,20 @@ def tell(votes: str, orders: list[list[Maker]]) -> int:
     if len(votes) != len(orders) or not set(votes) <= set("AB="):
         print(f"--votes needs {len(orders)} of A, B and =", file=sys.stderr)
         return 2
-    winners = [
-        "neither" if vote == "=" else order["AB".index(vote)] for vote, order in zip(votes, orders, strict=True)
-    ]
-    for number, winner in enumerate(winners, start=1):
+    won = winners(votes, orders)
+    for number, winner in enumerate(won, start=1):
         print(f"{number:3} {winner}")
-    print(", ".join(f"{winner} {count}" for winner, count in Counter(winners).most_common()))
+    print(", ".join(f"{winner} {count}" for winner, count in Counter(won).most_common()))
     return 0
+
+
+def winners(votes: str, orders: list[list[Maker]]) -> list[str]:
+    """Return which maker each vote was for, or `neither`."""
+    return ["neither" if vote == "=" else order["AB".index(vote)] for vote, order in zip(votes, orders, strict=True)]
+
+
+def _orders(chance: random.Random, documents: int) -> list[list[Maker]]:
+    return [chance.sample(MAKERS, len(MAKERS)) for _ in range(documents)]
 
 
 if __name__ == "__main__":

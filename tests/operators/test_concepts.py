@@ -64,6 +64,20 @@ def test_numbers_hashes_addresses_and_code_are_no_candidates() -> None:
     assert candidates(text, limit=100) == ["key"]
 
 
+def test_mark_up_of_restructuredtext_is_no_candidate() -> None:
+    text = (
+        ".. |build status| image:: status.svg\n   :alt: hidden words\n   :target: somewhere\n.. _trio: elsewhere\n"
+        "|build status| |coverage|\n.. note:: unseen\ntrio_ and `structured concurrency`_\n.. code-block:: python\n"
+    )
+    assert candidates(text, limit=100) == ["trio", "structured concurrency", "structured", "concurrency"]
+
+
+def test_cells_of_tables_stay_candidates() -> None:
+    assert set(candidates("| storage | price |\n|memory|speed|\n|disk|", limit=100)) == {
+        "storage", "price", "memory", "speed",
+    }  # fmt: skip
+
+
 def test_words_with_hyphens_short_numbers_and_signs_are_kept() -> None:
     text = "peer-to-peer\nutf-8\npython3\nC++\nc#\nPyTorch"
     assert set(candidates(text, limit=100)) == {"peer-to-peer", "utf-8", "python3", "c++", "c#", "pytorch"}
@@ -85,7 +99,9 @@ def test_text_past_the_read_limit_is_not_looked_at_and_time_stays_bounded() -> N
     assert time.perf_counter() - started < 5
 
 
-@pytest.mark.parametrize("text", ["a" * 200_000, "((((" * 50_000, "a-" * 100_000, "= " * 100_000, "a/" * 100_000])
+@pytest.mark.parametrize(
+    "text", ["a" * 200_000, "((((" * 50_000, "a-" * 100_000, "= " * 100_000, "a/" * 100_000, "|a " * 66_000]
+)
 def test_hostile_text_takes_linear_time(text: str) -> None:
     started = time.perf_counter()
     candidates(text, limit=10)
