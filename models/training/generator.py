@@ -28,7 +28,7 @@ _NAMES_PER_WEIGHT = 100
 _GROUPS = {
     "news": 16, "life": 12, "notes": 8, "headline": 2, "software": 11, "none": 20, "manual": 5, "mail": 4,
     "minutes": 8, "places": 9, "research": 6, "lists": 6, "business": 11, "people": 12, "ambiguous": 6,
-    "headlines": 7, "capitals": 7, "plain": 13,
+    "headlines": 5, "capitals": 7, "plain": 13,
 }  # fmt: skip
 """How often a sentence comes from each group of templates; `manual` are sentences of Python's own documentation."""
 

@@ -111,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m models.training.train", description="Train the entity model.")
     parser.add_argument("--out", type=Path, required=True, help="folder for the weights")
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=2600, help="batches to train on")
+    parser.add_argument("--steps", type=int, default=1700, help="batches to train on")
     parser.add_argument("--batch-tokens", type=int, default=600, help="word pieces per batch")
     parser.add_argument("--rate", type=float, default=2e-4, help="highest learning rate")
     parser.add_argument("--threads", type=int, default=1)

@@ -183,9 +183,11 @@ def test_the_shipped_model_is_small() -> None:
     assert (OWN_FOLDER / "model.safetensors").stat().st_size <= 25_000_000
 
 
-@pytest.mark.parametrize("kind", [*CORE, "core"])
-def test_the_shipped_model_keeps_what_is_promised_of_it(shipped: Mapping[str, Score], kind: str) -> None:
-    assert shipped[kind].f1 >= 0.8
+@pytest.mark.parametrize(("kind", "least"), [("core", 0.80), ("PER", 0.82), ("LOC", 0.83), ("ORG", 0.75)])
+def test_the_shipped_model_keeps_what_is_promised_of_it(
+    shipped: Mapping[str, Score], kind: str, least: float
+) -> None:
+    assert shipped[kind].f1 >= least
 
 
 def test_the_model_card_states_the_scores_of_the_shipped_weights(shipped: Mapping[str, Score]) -> None:
