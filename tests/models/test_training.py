@@ -15,7 +15,7 @@ from models.entity.loading import OWN_FOLDER, base_tokenizer
 from models.entity.network import LABELS
 from models.training import train
 from models.training.generator import Generator
-from models.training.markup import CORE, TYPES, Labelled, Score, development, intervals, parse, read, score
+from models.training.markup import TYPES, Labelled, Score, development, intervals, parse, read, score
 
 
 def natural() -> list[Labelled]:
