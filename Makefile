@@ -19,7 +19,7 @@ RUN := OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) OPENBLAS_NUM_THREAD
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo servers test chaos faults traced kinesis reshard large bench quality check lock image clean
+.PHONY: help setup demo servers test thorough chaos faults traced kinesis reshard large bench quality check lock image clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ servers: ## install the Kinesis servers of `make kinesis` (needs node 18 or newe
 
 test: setup ## run the tests (ONLY=path runs a part)
 	@$(RUN) $(BIN)/python -m pytest $(or $(ONLY),-n 2 --dist worksteal)
+
+thorough: setup ## the longer tests: kills, faults and replays of whole flows (minutes)
+	@$(RUN) $(BIN)/python -m pytest -n 2 --dist worksteal -m thorough
 
 chaos: setup ## kill the flow at every fault point and at random moments (SEED=7 KILLS=200; 40 minutes)
 	@PYTHONPATH=.:tests $(RUN) $(BIN)/python -m chaos.run $(if $(SEED),--seed $(SEED)) --kills $(or $(KILLS),200)

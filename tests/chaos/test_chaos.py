@@ -25,6 +25,7 @@ POINTS = (
 )
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(300)
 def test_lives_that_end_at_fault_points_add_up_to_one_undisturbed_life(world: Any) -> None:
     from chaos.world import Layout

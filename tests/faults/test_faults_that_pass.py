@@ -46,6 +46,7 @@ def run_through(world: World, proxy: FaultProxy, rules: list[Fault]) -> None:
         assert proxy.faults[kind] > 0, (kind, proxy.faults)
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(240)
 def test_a_bad_day_of_all_kinds_of_faults_loses_and_doubles_nothing(world: World, proxy: FaultProxy) -> None:
     run_through(world, proxy, MIXTURE)

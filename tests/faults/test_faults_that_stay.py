@@ -74,6 +74,7 @@ def test_the_flow_ends_with_an_error_that_names_the_thing_and_resumes(
     assert balance.records == balance.rows + balance.duplicates + balance.dead_letters == world.feeder.sent
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(240)
 def test_the_command_says_it_in_one_line(world: World, proxy: FaultProxy) -> None:
     variables = {**os.environ, **world.variables, **SHORT, "PKM_ENRICH": "none", "PKM_LOG_LEVEL": "error"}

@@ -121,6 +121,7 @@ def bear_a_zombie(world: World, proxy: FaultProxy, tmp_path: Path, fault: Fault 
     assert balance.records == balance.rows + balance.duplicates + balance.dead_letters == world.feeder.sent
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("moment", IN_EVERY_RUN)
 def test_a_zombie_writes_nothing(world: World, proxy: FaultProxy, tmp_path: Path, moment: str) -> None:
@@ -136,6 +137,7 @@ def test_a_zombie_of_any_other_moment_writes_nothing(
     bear_a_zombie(world, proxy, tmp_path, MOMENTS[moment])
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(240)
 def test_rows_of_a_second_writer_survive_beside_those_of_the_flow(world: World, proxy: FaultProxy) -> None:
     """The second writer appends what it read, again and again, while the flow commits."""

@@ -100,6 +100,7 @@ def test_a_replay_replaces_rows_by_id_and_adds_none(world: Any) -> None:
     assert world.counted() == world.bronze()
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(180)
 def test_a_range_that_ends_before_the_newest_version_rolls_nothing_back(world: Any) -> None:
     alone, old = world.record("alone.md", b"# Alone\n"), world.record("note.md", b"# Old\n")
@@ -128,6 +129,7 @@ def test_a_range_that_ends_before_the_newest_version_rolls_nothing_back(world: A
         plan_replay(world.settings, start="sequence:elsewhere:1")
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(120)
 def test_what_fails_in_a_replay_keeps_what_it_had_and_says_so(world: Any) -> None:
     good, bad = world.record("good.md", b"# Good\n"), world.record("bad.md", b"# Bad\n")
@@ -147,6 +149,7 @@ def test_what_fails_in_a_replay_keeps_what_it_had_and_says_so(world: Any) -> Non
     assert world.letters() == [], "the event is stored: there is nothing to redrive"
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(180)
 def test_a_replay_that_dies_is_resumed_by_the_same_command(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     records = [world.record(f"note-{number:02}.md", b"# Note %d\n" % number) for number in range(40)]
@@ -189,6 +192,7 @@ def test_a_replay_that_dies_is_resumed_by_the_same_command(world: Any, monkeypat
     assert kept["KeyCount"] == 0
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(180)
 def test_a_note_that_the_flow_was_writing_when_it_died_is_left_to_the_flow(
     world: Any, monkeypatch: pytest.MonkeyPatch
@@ -228,6 +232,7 @@ def test_a_note_that_the_flow_was_writing_when_it_died_is_left_to_the_flow(
     assert versions(world) == {new["event_id"]: "1", other["event_id"]: "2"}
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(120)
 def test_replay_and_flow_never_write_at_the_same_time(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     world.send(world.record("note.md", b"# Note\n"))
@@ -255,6 +260,7 @@ def test_replay_and_flow_never_write_at_the_same_time(world: Any, monkeypatch: p
     assert replay(world)["notes"] == 1
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(120)
 def test_a_replay_gives_vectors_to_notes_that_had_none(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     old, new = (world.record("note.md", text) for text in (b"# Old\n\nAda Lovelace.\n", b"# New\n\nMarie Curie.\n"))
@@ -285,6 +291,7 @@ def test_a_replay_gives_vectors_to_notes_that_had_none(world: Any, monkeypatch: 
         assert chunk["metadata"]["processing_version"] == version
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(120)
 def test_another_start_than_the_snapshots_is_refused_unless_forced(world: Any) -> None:
     world.send(world.record("note.md", b"# Note\n"))
