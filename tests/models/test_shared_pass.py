@@ -61,13 +61,16 @@ def test_a_text_of_one_chunk_has_the_vectors_and_entities_of_two_passes(
 
 
 @pytest.mark.parametrize("shift", range(0, 40, 4))
-def test_a_name_over_the_edge_of_a_chunk_is_found_once(shared: SharedPass, embedder: Embedder, shift: int) -> None:
-    text = "so " * shift + "then Angela Merkel wrote to Emmanuel Macron again and they met in Paris " * 8
+def test_a_name_over_the_edge_of_a_chunk_is_found_once(
+    shared: SharedPass, embedder: Embedder, tagger: Tagger, shift: int
+) -> None:
+    # Names that the model knows without a doubt: this is about edges, not about how good it is.
+    text = "so " * shift + "Yesterday Mary Brown called John Taylor about the trip to Berlin; " * 8
     chunks = chunks_of(text, embedder, max_tokens=50)
     assert len(chunks) > 2
     (found,) = shared.run([text], [chunks])[1]
-    names = [entity.text for entity in found if entity.type == "PER"]
-    assert names == ["Angela Merkel", "Emmanuel Macron"] * 8
+    for entities in (found, tagger.find([text])[0]):
+        assert [entity.text for entity in entities if entity.type == "PER"] == ["Mary Brown", "John Taylor"] * 8
 
 
 def test_rows_are_those_of_their_own_chunks_in_order(shared: SharedPass, embedder: Embedder) -> None:
