@@ -237,7 +237,7 @@ def test_continuous_integration_runs_the_commands_of_a_person() -> None:
     assert os.access(script, os.X_OK)
     lines = [line for line in script.read_text().splitlines() if line and not line.startswith("#")]
     assert lines[0] == "set -euo pipefail"
-    assert lines[-5:] == ["make check", "make test", "make thorough", "make kinesis", "make traced"]
+    assert lines[-4:] == ["make check", "make test", "make thorough", "make kinesis"]
 
 
 def test_the_image_has_what_the_chart_expects() -> None:
