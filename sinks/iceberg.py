@@ -23,7 +23,6 @@ from pyiceberg.table import Table
 
 from core.first_error import noted
 from core.records import Document, Failure, Note, WindowAggregate
-from core.recovery.ownership import check_ownership
 from core.settings import Settings
 from sinks.closing import CarefulPartition
 from sinks.commit_queue import CommitQueue
@@ -125,7 +124,6 @@ def take_over(settings: Settings, table: TableSpec, *, flow: str) -> Committer:
     Raises MissingError for a table that was not created, UnreachableError when the catalog does not answer,
     CommitError when it can't be claimed, FencedError when this process has been replaced itself.
     """
-    check_ownership()
     committer = Committer(
         load_table(load(settings), settings, table.identifier),
         key_columns=table.key_columns,

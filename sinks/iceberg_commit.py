@@ -22,6 +22,7 @@ from pyiceberg.table.metadata import TableMetadata
 from core.errors import CommitError, FencedError
 from core.markers import Marker
 from core.records import Position
+from core.recovery.ownership import check_ownership
 from core.telemetry import COMMITS
 from sinks.iceberg_catalog import COMMIT_ID_PROPERTY, OUTSIDE_FAULTS, look_for, marker_properties
 from sinks.iceberg_files import KeyIndex, StoredFile, restore_file, without_keys, write_table
@@ -125,7 +126,10 @@ class Committer:
         self._retried(lambda: self._attempt(pending), doing=f"commit {pending.commit_number}")
 
     def claim(self) -> None:
-        """Make the owner the only execution of its flow that can commit. Raises CommitError like `commit`."""
+        """Make the owner the only execution of its flow that can commit.
+
+        Raises CommitError like `commit`, FencedError when this process has been replaced itself.
+        """
         self._retried(self._attempt_claim, doing="claiming it")
 
     def _retried(self, attempt_once: Callable[[], None], *, doing: str) -> None:
@@ -176,6 +180,9 @@ class Committer:
     def _attempt_claim(self) -> None:
         self._look()
         if self._owner and not self._owner.owns(self._table):
+            # Between the look and the claim: whoever replaces this process later claims the table after this look,
+            # and so makes the claim fail that is built on it.
+            check_ownership()
             transaction = _Transaction(self._table)
             claim(transaction, self._owner)
             _make(transaction)

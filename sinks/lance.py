@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import bytewax.operators as op
+import lance
 import numpy as np
 import pyarrow  # type: ignore[import-untyped]
 import structlog
@@ -165,7 +166,6 @@ class VectorSink(FixedPartitionedSink[Note, VectorState]):
     ) -> CarefulPartition[Note, VectorState]:
         """Open the dataset for writing, and merge what the state names. Its own marker tells what it holds."""
         with noted():
-            check_ownership()
             try:
                 return CarefulPartition(VectorPart(self._settings, resume_state))
             except MissingError:
@@ -191,7 +191,8 @@ class VectorPart(StatefulSinkPartition[Note, VectorState]):
     def __init__(self, settings: Settings, resume_state: VectorState | None = None) -> None:
         """Take the dataset over and merge the epochs that `resume_state` names.
 
-        Raises SnapshotError when one of them is gone although it was never merged.
+        Raises SnapshotError when one of them is gone although it was never merged, FencedError when this process
+        has been replaced itself.
         """
         self._settings = settings
         self._pending: list[Note] = []
@@ -301,12 +302,21 @@ class VectorPart(StatefulSinkPartition[Note, VectorState]):
     def _claim(self) -> None:
         """Make this the writer.
 
-        Metadata alone would not stop a merge that an older writer has begun: the two do not conflict. Restoring the
-        newest version does, with everything that was built on an earlier one.
+        Metadata alone would not stop a merge that an older writer has begun: the two do not conflict. Listing the
+        fragments anew does, with every change that is built on an earlier version, and so does a claim with a claim:
+        an older writer that wakes up here takes nothing back.
         """
         self._dataset.checkout_latest()  # type: ignore[no-untyped-call]
+        # After the look: whoever replaces this process later changes the same key, which makes the next line fail.
+        check_ownership()
         self._dataset.update_metadata({WRITER: self._token})
-        self._dataset.restore()  # type: ignore[no-untyped-call]
+        fragments = [fragment.metadata for fragment in self._dataset.get_fragments()]
+        self._dataset = lance.LanceDataset.commit(
+            self._dataset,
+            lance.LanceOperation.Merge(fragments, self._dataset.lance_schema),
+            read_version=self._dataset.version,
+            max_retries=0,
+        )
 
     def _merge(self, note_ids: Iterable[str], rows: pyarrow.Table) -> None:
         """Make the rows all that the dataset has of these notes, in one commit."""

@@ -34,7 +34,7 @@ WRITES: dict[str, str] = {
     **{f"{table}:metadata": "manifests are there; metadata file and pointer follow" for table in TABLES},
     **{f"{table}:pointer": "the catalog is pointed to the new metadata file" for table in TABLES},
     "vectors:open": "Lance: the writer's token",
-    "vectors:restore": "Lance: the version that makes an older writer's merge fail",
+    "vectors:claim": "Lance: the version that makes an older writer's merge fail",
     "vectors:store": "Lance: rows of an epoch are put on S3, to be merged beside the next one",
     "vectors:merge": "Lance: rows of an epoch are merged",
     "vectors:marker": "Lance: the marker follows the merge",
@@ -215,7 +215,7 @@ def flow_points(doom: Doom) -> None:
     )
     around(doom, lance_pending, "store", lambda *_: "vectors:store")
     around(doom, lance_pending, "forget", lambda *_: "vectors:forget")
-    around(doom, lance.LanceDataset, "restore", lambda _: "vectors:restore")
+    around(doom, lance.LanceDataset, "commit", lambda *_, **__: "vectors:claim")
     around(doom, lance.MergeInsertBuilder, "execute", lambda *_: "vectors:merge")
     around(doom, uniffi.DbBuilder, "build", lambda _: "metadata:open")
     around(doom, uniffi.Db, "write", lambda *_: "metadata:write")

@@ -105,7 +105,7 @@ def _round(name: str, account: dict[str, str], seed: int, live: Callable[[World,
 def _points(batch: Sequence[str], reached: set[str]) -> Callable[[World, random.Random], int]:
     def live(world: World, chance: random.Random) -> int:
         for point in batch:
-            once = any(word in point for word in (":open:", ":restore:", ":claim:", "recovery:"))
+            once = any(word in point for word in (":open:", ":claim:", "recovery:"))
             passage = 1 if once else chance.choice((1, 2, 3))
             try:
                 world.die_at(point, layout=Layout.drawn(chance), passage=passage, alone=chance.random() < 0.3)

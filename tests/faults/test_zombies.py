@@ -23,6 +23,7 @@ from sinks import iceberg_catalog
 MOMENTS: dict[str, Fault | None] = {
     "between two epochs": None,
     "before its stores are opened": Fault("hold", operation="GET", path="metadata/parts.json", times=1),
+    "in the claim of a table": Fault("hold", service="glue", operation="GetTable", times=1, after=2),
     "in a fetch": Fault("hold", operation="GET", path="bronze/raw/", times=1, after=10),
     "in the commit of bronze.notes": Fault("hold", service="glue", operation="UpdateTable", times=1, after=3),
     "in the commit of silver.notes": Fault("hold", path="silver.db/notes/metadata/.*avro", times=1, after=4),

@@ -20,6 +20,7 @@ from core import aws
 from core.errors import CommitError, FencedError, MissingError, SettingsError, SnapshotError, UnreachableError
 from core.markers import Marker
 from core.records import Chunk, Document, Event, Note, Position, RawRecord
+from core.recovery import ownership
 from core.settings import Settings
 from core.telemetry import COMMITS
 from sinks import lance, lance_dataset, lance_pending, lance_rows
@@ -328,6 +329,45 @@ def test_an_opener_stops_a_merge_that_has_already_looked_who_the_writer_is(
     with pytest.raises(FencedError, match="newer execution"):
         one_epoch(first, [note("n1", 2, "written")])
     assert texts(store) == {"n0#0": "before"}
+
+
+def test_an_opener_that_was_overtaken_while_it_slept_takes_nothing_back(
+    store: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = library.LanceDataset.commit
+
+    def sleepy(*args: Any, **options: Any) -> library.LanceDataset:
+        monkeypatch.setattr(library.LanceDataset, "commit", staticmethod(commit))
+        one_epoch(lance.VectorPart(store), [note("n1", 1, "of the other")])
+        return commit(*args, **options)
+
+    monkeypatch.setattr(library.LanceDataset, "commit", staticmethod(sleepy))
+    first = lance.VectorPart(store)
+    assert texts(store) == {"n1#0": "of the other"}
+    one_epoch(first, [note("n1", 2, "of the last to open")])
+    assert texts(store) == {"n1#0": "of the last to open"}
+
+
+def test_an_opener_that_was_replaced_while_it_slept_claims_nothing(
+    store: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks = 0
+
+    def replaced() -> None:
+        nonlocal checks
+        checks += 1
+        raise FencedError("a newer execution claimed the flow")
+
+    second = lance.VectorPart(store)
+    ownership.hold(replaced)
+    try:
+        with pytest.raises(FencedError, match="newer execution claimed"):
+            lance.VectorPart(store)
+    finally:
+        ownership.release(replaced)
+    assert checks == 1
+    one_epoch(second, [note("n1", 1, "still the writer")])
+    assert texts(store) == {"n1#0": "still the writer"}
 
 
 def test_a_conflict_is_retried_and_in_the_end_reported(store: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
