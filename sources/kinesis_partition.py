@@ -19,7 +19,7 @@ from sources.kinesis_client import DataLossError, Listing, ShardGoneError, Strea
 from sources.kinesis_figures import FiguresBoard, ShardFigures
 from sources.kinesis_loss import count_loss, loss_error
 from sources.kinesis_notices import Board, Notice
-from sources.kinesis_reading import IDLE_SECONDS, ShardReading
+from sources.kinesis_reading import ShardReading
 from sources.kinesis_shards import (
     Shard,
     admit,
@@ -43,8 +43,10 @@ Item = RawRecord | Watermark | Notice
 WATERMARK_STEP = timedelta(seconds=1)
 # What is read and not handed on yet; calls that are under way when it is reached bring at most 10 MB each.
 HELD_BYTES = 32 * 1024 * 1024
-# How long to wait for a call that is under way before looking again: a part of the time that it has taken so far.
+# How long to wait for a call that is under way before looking again: a part of the time that it has taken so far, and
+# the longest where little is expected, since each look costs an idle flow about as much as a tenth of a call.
 SHORTEST_LOOK_SECONDS, LONGEST_LOOK_SECONDS = 0.001, 0.02
+LONGEST_SLEEP_SECONDS = 1.0
 FIGURES_SECONDS = 15.0
 
 
@@ -142,15 +144,18 @@ class KinesisPartition(StatefulSourcePartition[Item, Mapping[str, Any]]):
         readings = self._readings.values()
         if any(reading.ready for reading in readings):
             return None
-        calls = [reading.called_at for reading in readings if reading.called_at is not None]
+        looks = [
+            LONGEST_LOOK_SECONDS if reading.idle else _look_seconds(now - reading.called_at)
+            for reading in readings
+            if reading.called_at is not None
+        ]
         dues = [reading.due - now for reading in readings if reading.wants_call]
         if self._survey.under_way:
-            calls.append(self._survey.due)
+            looks.append(_look_seconds(now - self._survey.due))
         else:
             dues.append(self._survey.due - now)
-        looks = [min(max((now - at) / 4, SHORTEST_LOOK_SECONDS), LONGEST_LOOK_SECONDS) for at in calls]
         # A promise is made at any time, so nobody sleeps for long.
-        return self._now() + timedelta(seconds=max(min([IDLE_SECONDS, *looks, *dues]), 0.0))
+        return self._now() + timedelta(seconds=max(min([LONGEST_SLEEP_SECONDS, *looks, *dues]), 0.0))
 
     def snapshot(self) -> Mapping[str, Any]:
         """Return how far each shard was emitted, and note what holds from the next epoch on."""
@@ -326,3 +331,7 @@ class KinesisPartition(StatefulSourcePartition[Item, Mapping[str, Any]]):
             span = horizon - shard.reached if horizon and shard.reached else None
             count_loss("trimmed", str(error), span=span)
             reading.skip_lost(horizon)
+
+
+def _look_seconds(under_way: float) -> float:
+    return min(max(under_way / 4, SHORTEST_LOOK_SECONDS), LONGEST_LOOK_SECONDS)

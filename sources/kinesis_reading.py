@@ -28,11 +28,12 @@ from sources.kinesis_figures import MISPLACED, FiguresBoard
 from sources.kinesis_shards import Shard, backoff_seconds
 from sources.kinesis_state import ShardState
 
-__all__ = ["IDLE_SECONDS", "ShardReading", "TrimmedError", "user_records"]
+__all__ = ["ShardReading", "TrimmedError", "user_records"]
 
 # Kinesis allows five reads a second and shard.
 READ_INTERVAL_SECONDS = 0.2
-IDLE_SECONDS = 1.0
+# How long a shard that stays empty is left alone at most: half of it is what a note then waits on average.
+IDLE_SECONDS = 2.0
 IDLE_GROWTH = 1.5
 # A shard gives 2 MB a second, so a larger read only takes memory; one read may bring 10 MB, whatever is asked for.
 READ_BYTES = 2 * 1024 * 1024
@@ -103,6 +104,11 @@ class ShardReading:
     def called_at(self) -> float | None:
         """Since when a call is under way; None when there is none."""
         return self._called_at if self._call else None
+
+    @property
+    def idle(self) -> bool:
+        """Whether the last reads brought nothing, so that nobody waits for the next one."""
+        return self._idle_seconds > READ_INTERVAL_SECONDS
 
     @property
     def at_horizon(self) -> bool:

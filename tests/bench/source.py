@@ -15,12 +15,15 @@ import statistics
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import boto3
 import bytewax.operators as op
-from bytewax.dataflow import Dataflow
+from bytewax.dataflow import Dataflow, Stream
+from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 from bytewax.outputs import DynamicSink, StatelessSinkPartition
 from bytewax.testing import run_main
 
@@ -36,6 +39,7 @@ SHARDS = 4
 IDLE_SHARDS = 10
 IDLE_SECONDS = 30.0
 WARM_UP_SECONDS = 5.0
+QUIET_ENDS = threading.Event()
 
 
 @dataclass(frozen=True)
@@ -121,8 +125,33 @@ def source_and_parse(settings: Settings) -> Measured:
     return Measured(sink.count, sink.last_at - began, sink.last_cpu - cpu)
 
 
-def idle_share(settings: Settings) -> float:
-    """Return which part of a core a flow takes that has nothing to do; no flow can run in this process after it."""
+class QuietPart(StatefulSourcePartition[int, None]):
+    """Has nothing to say, once a second."""
+
+    def next_batch(self) -> list[int]:
+        if QUIET_ENDS.is_set():
+            raise StopIteration
+        return []
+
+    def next_awake(self) -> datetime:
+        return datetime.now(UTC) + timedelta(seconds=1)
+
+    def snapshot(self) -> None:
+        return None
+
+
+class QuietSource(FixedPartitionedSource[int, None]):
+    """As many partitions as the settings have by default."""
+
+    def list_parts(self) -> list[str]:
+        return [str(number) for number in range(Settings.model_fields["source_partitions"].default)]
+
+    def build_part(self, step_id: str, for_part: str, resume_state: None) -> QuietPart:
+        return QuietPart()
+
+
+def idle_share(stream: Stream[Any], flow: Dataflow, *, epoch: timedelta, stop: Callable[[], None]) -> float:
+    """Return which part of a core a flow takes that has nothing to do; `stop` ends it."""
     used: list[float] = []
 
     def watch() -> None:
@@ -130,13 +159,13 @@ def idle_share(settings: Settings) -> float:
         before = time.process_time()
         time.sleep(IDLE_SECONDS)
         used.append(time.process_time() - before)
-        stopping.request()
+        stop()
 
-    flow = Dataflow("idle")
-    stream = kinesis.input("kinesis", flow, settings=settings)
-    op.output("records", stream.records, CountingSink())
-    threading.Thread(target=watch, daemon=True).start()
-    run_main(flow, epoch_interval=settings.epoch)
+    op.output("records", stream, CountingSink())
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    run_main(flow, epoch_interval=epoch)
+    watcher.join()
     return used[0] / IDLE_SECONDS
 
 
@@ -174,7 +203,12 @@ def main() -> int:
         print(f"ratio                {ratio:9.2f}")
         idle = Settings(stream="idle", shards=IDLE_SHARDS)
         kinesis.create_stream(idle)
-        print(f"{f'idle, {IDLE_SHARDS} shards':20} {idle_share(idle):9.2%} of a core")
+        flow, alone = Dataflow("idle"), Dataflow("alone")
+        engine = idle_share(op.input("quiet", alone, QuietSource()), alone, epoch=idle.epoch, stop=QUIET_ENDS.set)
+        records = kinesis.input("kinesis", flow, settings=idle).records
+        # No flow can run in this process after it.
+        whole = idle_share(records, flow, epoch=idle.epoch, stop=stopping.request)
+        print(f"{f'idle, {IDLE_SHARDS} shards':20} {whole:9.2%} of a core; {engine:.2%} with nothing but the engine")
     return int(any(one.records != options.records for one in (*bare, *ours)))
 
 

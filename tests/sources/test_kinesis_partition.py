@@ -132,13 +132,13 @@ def test_reads_are_batches_of_the_asked_size_and_at_most_five_a_second_and_shard
         assert sum(start <= time < start + timedelta(seconds=1) for time in reads) <= 10
 
 
-def test_an_idle_shard_is_asked_once_a_second() -> None:
+def test_an_idle_shard_is_asked_every_two_seconds() -> None:
     stream = MemoryStream()
     runner = Runner(stream)
     runner.run(60)
     reads = [time for name, time in stream.calls if name == "GetRecords"]
     assert reads[1] - reads[0] < timedelta(seconds=0.5)
-    assert timedelta(seconds=1) <= reads[-1] - reads[-2] < timedelta(seconds=1.1)
+    assert timedelta(seconds=2) <= reads[-1] - reads[-2] < timedelta(seconds=2.1)
     assert 2 <= sum(name == "ListShards" for name, _ in stream.calls) <= 4
 
 
