@@ -51,6 +51,7 @@ def test_a_fault_point_that_is_never_reached_is_told(world: Any) -> None:
         world.die_at("vectors:merge:before", layout=Layout(), PKM_UNTIL_CAUGHT_UP="1")
 
 
+@pytest.mark.thorough
 def test_a_dead_letter_that_was_lost_with_its_process_leaves_no_gap_when_the_record_succeeds(world: Any) -> None:
     from chaos import planted
     from chaos.world import Layout
@@ -63,6 +64,7 @@ def test_a_dead_letter_that_was_lost_with_its_process_leaves_no_gap_when_the_rec
     assert (books.rows, books.dead_letters) == (3, 0)
 
 
+@pytest.mark.thorough
 def test_a_record_whose_dead_letter_is_stored_stays_failed_when_its_object_comes(world: Any) -> None:
     from chaos import planted
     from chaos.world import Layout
@@ -75,6 +77,7 @@ def test_a_record_whose_dead_letter_is_stored_stays_failed_when_its_object_comes
     assert (books.rows, books.dead_letters) == (2, 1)
 
 
+@pytest.mark.thorough
 def test_a_record_that_is_stored_stays_so_when_its_object_goes(world: Any) -> None:
     from chaos.world import Layout
 

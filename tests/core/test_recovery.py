@@ -360,6 +360,7 @@ def test_a_flow_with_another_step_is_refused_until_that_is_accepted(runner: Runn
     assert max(runner.counts().values()) == 4
 
 
+@pytest.mark.thorough
 def test_a_flow_is_stopped_before_memory_is_full_and_goes_on_when_there_is_room(runner: Runner) -> None:
     limit = {"PKM_MEMORY_DIR_BYTES": str(16 * 1024**2)}
     process = runner.start(last=ENDLESS, **limit)

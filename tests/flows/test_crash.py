@@ -124,13 +124,15 @@ def test_three_kills_and_an_empty_disk_each_time_lose_and_double_nothing(
     assert {key.rpartition("/")[2] for key in lakehouse.index_keys("note/")} == note_ids
 
     twin = calm_twin(lakehouse, monkeypatch, tmp_path)
-    twin.run_until_caught_up()
+    # Windows count what was extracted; models add nothing to them.
+    twin.run_until_caught_up(PKM_ENRICH="none")
     undisturbed = windows_of(twin)
     assert len(undisturbed) > 6
     assert sum(row["count"] for row in undisturbed) == NOTES
     assert windows_of(lakehouse) == undisturbed
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(300)
 def test_two_processes_share_the_stream(lakehouse: Any) -> None:
     send_slowly(lakehouse, notes=40, pause=0.0, stop=threading.Event())

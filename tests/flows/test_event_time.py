@@ -95,6 +95,7 @@ def windows_of(
     return orjson.dumps([last[key] for key in sorted(last)], option=orjson.OPT_INDENT_2)
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(120)
 def test_replays_a_week_later_give_the_windows_of_the_live_run(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = RunningStream(4)

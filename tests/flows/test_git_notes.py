@@ -20,6 +20,7 @@ def send(address: str, settings: Settings) -> RepositorySummary:
     return summary
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(480)
 def test_a_deleted_file_leaves_silver_search_and_metadata(
     lakehouse: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

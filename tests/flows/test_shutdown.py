@@ -108,7 +108,14 @@ def start(lakehouse: Any, how: str) -> list[subprocess.Popen[bytes]]:
     return [lakehouse.start(*how.split()[2:], **PLAIN)]
 
 
-@pytest.mark.parametrize("how", ["plain bytewax -w 2", "pkm run --workers 2", "two processes"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param("plain bytewax -w 2", marks=pytest.mark.thorough),
+        "pkm run --workers 2",
+        pytest.param("two processes", marks=pytest.mark.thorough),
+    ],
+)
 def test_a_stopped_flow_has_lost_and_doubled_nothing_and_emits_no_open_window(lakehouse: Any, how: str) -> None:
     announce(lakehouse, range(20))
     processes = start(lakehouse, how)
@@ -137,6 +144,7 @@ def test_ctrl_c_stops_a_flow_like_sigterm(lakehouse: Any) -> None:
     assert "flow knowledge was stopped; the next run resumes" in said
 
 
+@pytest.mark.thorough
 def test_the_entrypoint_stops_as_process_1_under_a_shell(lakehouse: Any, tmp_path: Path) -> None:
     assert os.geteuid() == 0, "this test makes a PID namespace: run it as root"
     announce(lakehouse, range(20))

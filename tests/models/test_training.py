@@ -92,6 +92,7 @@ def test_the_interval_of_a_score_holds_the_score_and_is_narrower_with_more_texts
     assert intervals(truth, found, seed=1)["ORG"] == (0, 0)
 
 
+@pytest.mark.thorough
 def test_the_same_seed_gives_the_same_texts_in_every_process_and_another_gives_others() -> None:
     code = (
         "import hashlib, sys\n"

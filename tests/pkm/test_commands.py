@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,26 +81,30 @@ def test_documents_go_in_at_one_end_and_answers_come_out_at_the_other(settings: 
         assert all(len(line) <= 120 for line in screen.stdout.splitlines())
 
 
+# Each case is a process of its own, of seconds: one of each kind in every run.
+slow = partial(pytest.param, marks=pytest.mark.thorough)
+
+
 @pytest.mark.parametrize(
     ("arguments", "variables", "said"),
     [
         (("status",), {"PKM_BUKET": "x"}, "PKM_BUCKET"),
-        (("status",), {"PKM_SHARDS": "many"}, "PKM_SHARDS"),
+        slow(("status",), {"PKM_SHARDS": "many"}, "PKM_SHARDS"),
         (("init",), {"PKM_EMBEDDING_MODEL": "/nowhere/model"}, "/nowhere/model"),
         (("init",), {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "PKM_ENRICH": "none"}, "127.0.0.1:9"),
-        (("init",), {"AWS_ENDPOINT_URL_KINESIS": "http://127.0.0.1:9", "PKM_ENRICH": "none"}, "127.0.0.1:9"),
-        (("init",), {"AWS_ENDPOINT_URL_GLUE": "http://127.0.0.1:9", "PKM_ENRICH": "none"}, "127.0.0.1:9"),
-        (("note", "any"), {"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9"}, "127.0.0.1:9"),
+        slow(("init",), {"AWS_ENDPOINT_URL_KINESIS": "http://127.0.0.1:9", "PKM_ENRICH": "none"}, "127.0.0.1:9"),
+        slow(("init",), {"AWS_ENDPOINT_URL_GLUE": "http://127.0.0.1:9", "PKM_ENRICH": "none"}, "127.0.0.1:9"),
+        slow(("note", "any"), {"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9"}, "127.0.0.1:9"),
         (("status",), {"AWS_ENDPOINT_URL_S3": "nonsense"}, "AWS_ENDPOINT_URL_S3"),
-        (("status",), {"PKM_CATALOG": "rest"}, "PKM_CATALOG_URI"),
-        (("status",), {"PKM_CATALOG": "sql", "PKM_CATALOG_URI": "postgresql://u:secret@h/d"}, "driver"),
+        slow(("status",), {"PKM_CATALOG": "rest"}, "PKM_CATALOG_URI"),
+        slow(("status",), {"PKM_CATALOG": "sql", "PKM_CATALOG_URI": "postgresql://u:secret@h/d"}, "driver"),
         (("status",), {"AWS_SECRET_ACCESS_KEY": "", "AWS_EC2_METADATA_DISABLED": "true"}, "credentials"),
         (("run",), {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "127.0.0.1:9"),
-        (("run",), {}, "pkm init"),
+        slow(("run",), {}, "pkm init"),
         (("run", "nothing"), {}, "knowledge"),
         (("status",), {}, "pkm init"),
-        (("search", "anything"), {}, "pkm init"),
-        (("note", "anything"), {}, "pkm init"),
+        slow(("search", "anything"), {}, "pkm init"),
+        slow(("note", "anything"), {}, "pkm init"),
         (("sql", "selec"), {}, "selec"),
         (("ingest", "files", "/nowhere/notes"), {}, "/nowhere/notes"),
     ],

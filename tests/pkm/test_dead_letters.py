@@ -24,6 +24,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(180)
 def test_a_redriven_record_that_succeeds_counts_once_everywhere(world: Any) -> None:
     good = world.record("good.md", b"# Good\n")

@@ -40,6 +40,7 @@ def alive(process: int) -> bool:
         return False
 
 
+@pytest.mark.thorough
 def test_the_demo_reaches_nothing_of_the_users(documents: Path, tmp_path: Path) -> None:
     (tmp_path / ".env").write_text(f"PKM_CATALOG=rest\nPKM_CATALOG_URI={NOWHERE}\nPKM_NONSENSE=1\n")
     theirs = {

@@ -83,6 +83,7 @@ def killed_before_it_announces(*arguments: str) -> None:
         process.wait(SECONDS)
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(300)
 def test_a_producer_that_is_killed_before_it_announces_is_completed_by_a_rerun_and_a_rerun_of_that_adds_nothing(
     settings: Settings, vault: Path, served: Api

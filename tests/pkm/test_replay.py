@@ -56,6 +56,7 @@ def position(world: Any, record: dict[str, Any]) -> str:
     return f"{row['shard_id']}:{row['sequence_number']}"
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(180)
 def test_a_replay_replaces_rows_by_id_and_adds_none(world: Any) -> None:
     notes = [world.record(f"note-{number}.md", b"# Note %d\n" % number) for number in range(5)]
