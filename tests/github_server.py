@@ -1,13 +1,15 @@
 """A server in the shape of GitHub's REST API, over a git repository: what its public documentation says, no more.
 
 Repository, commits (with the media type for the id alone, and its ETag), git/commits, git/trees (recursive,
-truncated above a limit, single folders too), git/blobs (raw), lists of repositories in pages with a Link header; the
-headers of the rate limit, its primary refusal (403, nothing remaining), the secondary one (403 or 429 with or without
-Retry-After), what is renamed (301), hidden (404), unknown (422) and empty (409).
+truncated above a limit, single folders too), git/blobs (raw), contents (a folder's list, a file in base64), lists of
+repositories in pages with a Link header; the headers of the rate limit, its primary refusal (403, nothing remaining),
+the secondary one (403 or 429 with or without Retry-After), what is renamed (301), hidden (404), unknown (422), empty
+(409).
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -209,12 +211,42 @@ def _blob(
     return 200, {"Content-Type": "application/octet-stream"}, content[::-1] + b"?" if state.spoiled else content
 
 
+def _contents(
+    state: GitHubServer, repository: BareRepository, path: str, query: Any, accept: str, etag: str | None
+) -> tuple[int, dict[str, str], bytes]:
+    commit = _resolved(repository, query.get("ref", ["main"])[0])
+    path = path.strip("/")
+    lines = repository.git("ls-tree", "-z", "-l", commit, *([path] if path else [])).split("\0")
+    if path:
+        # A folder names itself without a slash at its end, and what it holds with one.
+        listed = [line for line in lines if line]
+        if not listed:
+            raise _Refused(404, "Not Found")
+        if listed[0].split()[1] != "tree":
+            return _json(_content_of(repository, listed[0], whole=True))
+        lines = repository.git("ls-tree", "-z", "-l", commit, f"{path}/").split("\0")
+    # "This API has an upper limit of 1,000 files for a directory."
+    return _json([_content_of(repository, line, whole=False) for line in lines if line][:1000])
+
+
+def _content_of(repository: BareRepository, line: str, *, whole: bool) -> dict[str, Any]:
+    about, path = line.split("\t", 1)
+    mode, kind, object_id, size = about.split()
+    kinds = {"tree": "dir", "commit": "submodule", "blob": "symlink" if mode == "120000" else "file"}
+    found: dict[str, Any] = {"type": kinds[kind], "name": path.rpartition("/")[2], "path": path, "sha": object_id}
+    found["size"] = int(size) if kind == "blob" else 0
+    if whole and kind == "blob":
+        found |= {"encoding": "base64", "content": base64.encodebytes(repository.read(object_id)).decode()}
+    return found
+
+
 _Answer = Callable[[GitHubServer, BareRepository, str, Any, str, "str | None"], tuple[int, dict[str, str], bytes]]
 _ANSWERS: dict[str, _Answer] = {
     r"/commits/(.+)": _commit_of_ref,
     r"/git/commits/([0-9a-f]{40})": _commit,
     r"/git/trees/([0-9a-f]{40})": _tree,
     r"/git/blobs/([0-9a-f]{40})": _blob,
+    r"/contents(.*)": _contents,
 }
 
 

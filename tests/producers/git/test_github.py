@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -98,6 +101,32 @@ def test_the_api_gives_the_same_notes_as_git(
     assert sum("/git/blobs/" in request for request in server.requests) == 2
     since = run("github:ann/notes", private, ref="main", since=repository.commits[0])
     assert (since.announced, since.deleted, since.uploaded) == (2, 2, 0)
+
+
+def answer_of(server: GitHubServer, path: str) -> Any:
+    with urllib.request.urlopen(f"{server.url}/repos/Ann/Notes/contents/{path}?ref=main") as answer:
+        return json.load(answer)
+
+
+def seen_folder_by_folder(server: GitHubServer, path: str = "") -> dict[str, bytes]:
+    """Read the repository as people's scripts do: the list of each folder, then each file by its path."""
+    found: dict[str, bytes] = {}
+    for item in answer_of(server, path):
+        if item["type"] == "dir":
+            found |= seen_folder_by_folder(server, item["path"])
+        elif item["type"] == "file":
+            file = answer_of(server, item["path"])
+            assert (file["sha"], file["size"]) == (item["sha"], item["size"])
+            found[item["path"]] = base64.b64decode(file["content"])
+    return found
+
+
+def test_all_that_the_folders_list_is_read(server: GitHubServer, hub: Settings) -> None:
+    hosted = opened(server, hub)
+    listed = {path: content for path, content in seen_folder_by_folder(server).items() if path[0] != "."}
+    assert len(listed) == 13
+    assert contents(hosted) == listed
+    hosted.close()
 
 
 def test_a_run_without_news_costs_two_requests_and_one_of_the_limit(
