@@ -15,6 +15,7 @@ from models.embedder import load_embedder
 from models.registry import profile
 from sinks import iceberg_catalog, lance
 from sinks.iceberg_tables import TABLES
+from sinks.lance_dataset import open_dataset
 
 __all__ = ["run_sql", "search_text"]
 
@@ -34,6 +35,8 @@ def search_text(settings: Settings, text: str, *, k: int) -> list[lance.SearchHi
         raise SettingsError("PKM_ENRICH=none has no vectors to search: set it to embedded or cloud")
     if not text.strip():
         raise QueryError("nothing to search for: give some words")
+    # Before the model is loaded, which takes seconds.
+    open_dataset(settings)
     vector = load_embedder(model, threads=settings.threads).encode([text])[0]
     return lance.search(settings, vector, k=k)
 

@@ -103,7 +103,7 @@ slow = partial(pytest.param, marks=pytest.mark.thorough)
         slow(("run",), {}, "pkm init"),
         (("run", "nothing"), {}, "knowledge"),
         (("status",), {}, "pkm init"),
-        slow(("search", "anything"), {}, "pkm init"),
+        (("search", "anything"), {}, "pkm init"),
         slow(("note", "anything"), {}, "pkm init"),
         (("sql", "selec"), {}, "selec"),
         (("ingest", "files", "/nowhere/notes"), {}, "/nowhere/notes"),
