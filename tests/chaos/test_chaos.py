@@ -94,6 +94,7 @@ def test_a_record_that_is_stored_stays_so_when_its_object_goes(world: Any) -> No
     assert (books.rows, books.dead_letters) == (3, 0)
 
 
+@pytest.mark.thorough
 def test_a_planted_bug_is_found(world: Any) -> None:
     from chaos import planted
 

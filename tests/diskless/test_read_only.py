@@ -79,6 +79,7 @@ def test_there_is_nowhere_else_to_write_to() -> None:
     assert done.stdout.splitlines() == ["wrote memory", "65532"]
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(300)
 def test_the_flow_runs_with_models_from_s3_on_a_read_only_system_without_a_home(
     settings: Settings,

@@ -143,7 +143,9 @@ def run_flow(**variables: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("setting", ["PKM_EMBEDDING_MODEL", "PKM_ENTITY_MODEL"])
+@pytest.mark.parametrize(
+    "setting", ["PKM_EMBEDDING_MODEL", pytest.param("PKM_ENTITY_MODEL", marks=pytest.mark.thorough)]
+)
 def test_a_missing_model_ends_the_flow_at_once_with_one_line_before_anything_is_reached(setting: str) -> None:
     # An endpoint that does not answer would be the first thing to fail otherwise.
     done = run_flow(**{setting: "package:no_such_model", "AWS_ENDPOINT_URL": "http://127.0.0.1:9"})

@@ -82,6 +82,7 @@ def test_a_redriven_record_that_succeeds_counts_once_everywhere(world: Any) -> N
     assert [row["step"] for row in world.letters()] == ["parse"]
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(120)
 def test_a_redrive_brings_no_older_version_of_a_note_back(world: Any) -> None:
     old = world.record("note.md", b"# Old\n", stored=False)

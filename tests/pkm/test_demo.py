@@ -68,6 +68,7 @@ def test_the_demo_reaches_nothing_of_the_users(documents: Path, tmp_path: Path) 
     assert {path.name for path in tmp_path.iterdir()} == {".env", "documents"}
 
 
+@pytest.mark.thorough
 def test_ctrl_c_ends_the_demo_at_once_and_leaves_nothing(documents: Path) -> None:
     demo = subprocess.Popen([PKM, "demo", "--path", documents], stderr=subprocess.PIPE, start_new_session=True)
     assert demo.stderr is not None
