@@ -121,8 +121,9 @@ class TablePartition(StatefulSinkPartition[Change, TableState]):
 def take_over(settings: Settings, table: TableSpec, *, flow: str) -> Committer:
     """Take a table over from whatever execution of `flow` had it, which can commit nothing from then on.
 
-    Raises MissingError for a table that was not created, UnreachableError when the catalog does not answer,
-    CommitError when it can't be claimed, FencedError when this process has been replaced itself.
+    Raises MissingError for a table that was not created, UnreachableError when the catalog does not answer, or S3
+    can't tell whose the flow is, CommitError when the table can't be claimed, FencedError when this process has been
+    replaced itself.
     """
     committer = Committer(
         load_table(load(settings), settings, table.identifier),
@@ -151,7 +152,7 @@ class IcebergSink(FixedPartitionedSink[Change, TableState]):
         """Build the committer, and take the table over from whatever execution had it.
 
         Raises MissingError for a table that was not created, UnreachableError when the catalog does not answer,
-        CommitError and FencedError when a commit that the state names can't be made.
+        CommitError and FencedError when a commit that the state names can't be made, or the table not be taken over.
         """
         with noted():
             # Step ids begin with the flow's name.

@@ -19,7 +19,7 @@ from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table, Transaction
 from pyiceberg.table.metadata import TableMetadata
 
-from core.errors import CommitError, FencedError
+from core.errors import CommitError, FencedError, PkmError, SnapshotError, UnreachableError
 from core.markers import Marker
 from core.records import Position
 from core.recovery.ownership import check_ownership
@@ -128,11 +128,20 @@ class Committer:
     def claim(self) -> None:
         """Make the owner the only execution of its flow that can commit.
 
-        Raises CommitError like `commit`, FencedError when this process has been replaced itself.
+        Raises CommitError like `commit`, FencedError when this process has been replaced itself, and what
+        `check_ownership` raises when it can't tell.
         """
-        self._retried(self._attempt_claim, doing="claiming it")
+        self._retried(
+            self._attempt_claim, doing="claiming it", passing=(FencedError, SnapshotError, UnreachableError)
+        )
 
-    def _retried(self, attempt_once: Callable[[], None], *, doing: str) -> None:
+    def _retried(
+        self,
+        attempt_once: Callable[[], None],
+        *,
+        doing: str,
+        passing: tuple[type[PkmError], ...] = (FencedError,),
+    ) -> None:
         started = time.monotonic()
         attempts = 0
         try:
@@ -153,7 +162,7 @@ class Committer:
                 with attempt:
                     attempts += 1
                     attempt_once()
-        except FencedError:
+        except passing:
             raise
         except Exception as error:  # whatever it is, the table stays behind and the flow has to stop
             raise CommitError(

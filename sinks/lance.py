@@ -286,9 +286,12 @@ class VectorPart(StatefulSinkPartition[Note, VectorState]):
         started, epoch = time.monotonic(), stored.epoch
         for attempt in attempts(self._settings):
             with attempt, faults(self._settings, "commit"):
+                self._verify_writer()
                 if epoch.notes:
                     self._merge(epoch.notes, epoch.rows)
-                self._dataset.update_metadata({MARKER: epoch.marker.to_json()})
+                # With the token, which a claim changes too: the two conflict, so that an older writer which wakes up
+                # here does not set the marker back.
+                self._dataset.update_metadata({MARKER: epoch.marker.to_json(), WRITER: self._token})
         lance_pending.forget(self._settings, stored.reference)
         COMMITS.labels(store="vectors").inc()
         _log.debug(
@@ -302,9 +305,9 @@ class VectorPart(StatefulSinkPartition[Note, VectorState]):
     def _claim(self) -> None:
         """Make this the writer.
 
-        Metadata alone would not stop a merge that an older writer has begun: the two do not conflict. Listing the
-        fragments anew does, with every change that is built on an earlier version, and so does a claim with a claim:
-        an older writer that wakes up here takes nothing back.
+        The token stops what else changes it: another claim, and the marker. It would not stop a merge that an older
+        writer has begun, for the two do not conflict; listing the fragments anew does, with every merge and every
+        such list that is built on an earlier version. So an older writer that wakes up here takes nothing back.
         """
         self._dataset.checkout_latest()  # type: ignore[no-untyped-call]
         # After the look: whoever replaces this process later changes the same key, which makes the next line fail.
@@ -318,14 +321,17 @@ class VectorPart(StatefulSinkPartition[Note, VectorState]):
             max_retries=0,
         )
 
-    def _merge(self, note_ids: Iterable[str], rows: pyarrow.Table) -> None:
-        """Make the rows all that the dataset has of these notes, in one commit."""
+    def _verify_writer(self) -> None:
+        """Look at the newest version. Raises FencedError when a newer execution has claimed the dataset."""
         self._dataset.checkout_latest()  # type: ignore[no-untyped-call]
         if self._dataset.metadata.get(WRITER) != self._token:
             raise FencedError(
                 f"{self._settings.vectors_uri} was opened by a newer execution: this one stops; "
                 "run only one flow per dataset"
             )
+
+    def _merge(self, note_ids: Iterable[str], rows: pyarrow.Table) -> None:
+        """Make the rows all that the dataset has of these notes, in one commit."""
         # No retries inside: a retry has to look again who the writer is.
         (
             self._dataset.merge_insert("id")

@@ -1,7 +1,9 @@
-"""Tells a sink, before it takes a store over, whether this process may still do so.
+"""Tells a sink that takes a store over whether this process may still do so.
 
-A store belongs to whoever opened it last. A process that slept between its start and the opening of its stores would
-take them away from the execution that has replaced it meanwhile; so it asks first.
+A store belongs to whoever claimed it last. A process that slept between its start and its claims would take the
+stores away from the execution that has replaced it meanwhile; so it asks. The place for that is between the look at a
+store and the claim that is built on it: whoever replaces this process after the answer changes the store after the
+look, and the claim fails. Where a claim can't depend on a look (SlateDB), asking first is the most that can be done.
 """
 
 from __future__ import annotations

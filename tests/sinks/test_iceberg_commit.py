@@ -11,9 +11,10 @@ from botocore.exceptions import EndpointConnectionError
 from pyiceberg.exceptions import CommitFailedException, CommitStateUnknownException
 from pyiceberg.table import Table
 
-from core.errors import CommitError, FencedError
+from core.errors import CommitError, FencedError, PkmError, SnapshotError, UnreachableError
 from core.markers import Marker
 from core.records import Position
+from core.recovery import ownership
 from core.settings import Settings
 from core.telemetry import COMMITS
 from sinks import iceberg_catalog
@@ -261,6 +262,42 @@ def test_a_claim_whose_response_is_lost_is_not_repeated(settings: Settings) -> N
     assert len(load(settings).metadata.snapshots) == 1
     committer.commit(pending(settings, [failure(1)]))
     assert messages(settings) == [1]
+
+
+def test_a_process_that_is_replaced_between_its_question_and_its_claim_takes_nothing(settings: Settings) -> None:
+    newer = owned(settings)
+    asked: list[str] = []
+
+    def replaced() -> None:
+        asked.append("asked")
+        if len(asked) > 1:
+            raise FencedError("a newer execution claimed the flow")
+        ownership.release(replaced)
+        newer.claim()
+        ownership.hold(replaced)
+
+    late = owned(settings)
+    ownership.hold(replaced)
+    try:
+        with pytest.raises(FencedError, match="newer execution claimed"):
+            late.claim()
+    finally:
+        ownership.release(replaced)
+    newer.commit(pending(settings, [failure(1)]))
+    assert messages(settings) == [1]
+
+
+@pytest.mark.parametrize("fault", [UnreachableError("S3 is away"), SnapshotError("the manifest is damaged")])
+def test_a_claim_that_can_not_ask_says_why_itself(settings: Settings, fault: PkmError) -> None:
+    def unsure() -> None:
+        raise fault
+
+    ownership.hold(unsure)
+    try:
+        with pytest.raises(type(fault), match=str(fault)):
+            owned(settings).claim()
+    finally:
+        ownership.release(unsure)
 
 
 def test_flows_do_not_fence_each_other(settings: Settings) -> None:

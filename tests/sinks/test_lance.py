@@ -348,6 +348,46 @@ def test_an_opener_that_was_overtaken_while_it_slept_takes_nothing_back(
     assert texts(store) == {"n1#0": "of the last to open"}
 
 
+def test_an_opener_that_is_replaced_between_its_question_and_its_claim_takes_nothing(store: Settings) -> None:
+    newer: list[lance.VectorPart] = []
+
+    def replaced() -> None:
+        if newer:
+            raise FencedError("a newer execution claimed the flow")
+        ownership.release(replaced)
+        newer.append(lance.VectorPart(store))
+        one_epoch(newer[0], [note("n1", 1, "of the newer")])
+        ownership.hold(replaced)
+
+    ownership.hold(replaced)
+    try:
+        with pytest.raises(FencedError, match="newer execution claimed"):
+            lance.VectorPart(store)
+    finally:
+        ownership.release(replaced)
+    one_epoch(newer[0], [note("n1", 2, "still the writer")])
+    assert texts(store) == {"n1#0": "still the writer"}
+
+
+def test_a_writer_that_was_replaced_between_merge_and_marker_leaves_the_marker_alone(
+    store: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = lance.VectorPart(store)
+    newer: list[lance.VectorPart] = []
+    update = library.LanceDataset.update_metadata
+
+    def sleepy(self: library.LanceDataset, values: dict[str, str | None]) -> dict[str, str]:
+        monkeypatch.setattr(library.LanceDataset, "update_metadata", update)
+        newer.append(lance.VectorPart(store))
+        return update(self, values)
+
+    monkeypatch.setattr(library.LanceDataset, "update_metadata", sleepy)
+    with pytest.raises(FencedError, match="newer execution"):
+        one_epoch(first, [note("n1", 1, "merged")])
+    assert lance.VectorPart(store).marker == newer[0].marker == Marker()
+    assert len(stored_objects(store)) == 1, "what the snapshot names is still there"
+
+
 def test_an_opener_that_was_replaced_while_it_slept_claims_nothing(
     store: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
