@@ -64,12 +64,16 @@ def cores() -> tuple[set[int], set[int]]:
 
 
 def documents(count: int) -> Iterator[SourceItem]:
-    """Give so many notes of real prose: parts of the READMEs of installed packages, one after another."""
-    parts = (
+    """Give so many notes of real prose: parts of the READMEs of installed packages, well mixed.
+
+    A run's first batch is not measured, and its size depends on the epoch: unmixed, the rest would be other notes.
+    """
+    parts = [
         (readme.identity, at, readme.content[at : at + NOTE_CHARACTERS])
         for readme in installed_readmes()
         for at in range(0, max(1, len(readme.content) - NOTE_CHARACTERS + 1), NOTE_CHARACTERS)
-    )
+    ]
+    random.Random(7).shuffle(parts)
     for name, at, content in itertools.islice(parts, count):
         yield SourceItem("bench", f"{name}/{at}", content, "text/markdown", {"path": f"{name}/{at}"})
 
