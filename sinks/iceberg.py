@@ -122,8 +122,8 @@ def take_over(settings: Settings, table: TableSpec, *, flow: str) -> Committer:
     """Take a table over from whatever execution of `flow` had it, which can commit nothing from then on.
 
     Raises MissingError for a table that was not created, UnreachableError when the catalog does not answer, or S3
-    can't tell whose the flow is, CommitError when the table can't be claimed, FencedError when this process has been
-    replaced itself.
+    can't tell whose the flow is, SnapshotError when the flow's manifest can't be trusted, CommitError when the table
+    can't be claimed, FencedError when this process has been replaced itself.
     """
     committer = Committer(
         load_table(load(settings), settings, table.identifier),

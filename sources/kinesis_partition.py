@@ -44,7 +44,7 @@ WATERMARK_STEP = timedelta(seconds=1)
 # What is read and not handed on yet; calls that are under way when it is reached bring at most 10 MB each.
 HELD_BYTES = 32 * 1024 * 1024
 # How long to wait for a call that is under way before looking again: a part of the time that it has taken so far, and
-# the longest where little is expected, since each look costs an idle flow about as much as a tenth of a call.
+# the longest where nobody waits for the answer: each look takes processor time from an idle flow.
 SHORTEST_LOOK_SECONDS, LONGEST_LOOK_SECONDS = 0.001, 0.02
 LONGEST_SLEEP_SECONDS = 1.0
 FIGURES_SECONDS = 15.0

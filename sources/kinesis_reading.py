@@ -107,7 +107,7 @@ class ShardReading:
 
     @property
     def idle(self) -> bool:
-        """Whether the last reads brought nothing, so that nobody waits for the next one."""
+        """Whether the last read found the shard at its end, so that nobody waits for the next one."""
         return self._idle_seconds > READ_INTERVAL_SECONDS
 
     @property

@@ -388,28 +388,6 @@ def test_a_writer_that_was_replaced_between_merge_and_marker_leaves_the_marker_a
     assert len(stored_objects(store)) == 1, "what the snapshot names is still there"
 
 
-def test_an_opener_that_was_replaced_while_it_slept_claims_nothing(
-    store: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    checks = 0
-
-    def replaced() -> None:
-        nonlocal checks
-        checks += 1
-        raise FencedError("a newer execution claimed the flow")
-
-    second = lance.VectorPart(store)
-    ownership.hold(replaced)
-    try:
-        with pytest.raises(FencedError, match="newer execution claimed"):
-            lance.VectorPart(store)
-    finally:
-        ownership.release(replaced)
-    assert checks == 1
-    one_epoch(second, [note("n1", 1, "still the writer")])
-    assert texts(store) == {"n1#0": "still the writer"}
-
-
 def test_a_conflict_is_retried_and_in_the_end_reported(store: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lance_dataset, "LONGEST_WAIT_SECONDS", 0.01)
     part = lance.VectorPart(store.model_copy(update={"retry_seconds": 0.5}))
