@@ -1,11 +1,10 @@
-"""The vector store: versions, deletion, exactly once, fencing and search, on a real Lance dataset."""
+"""The vector store: versions, deletion, exactly once and search, on a real Lance dataset."""
 
 from __future__ import annotations
 
 import pickle
 import threading
-from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import bytewax.operators as op
@@ -19,96 +18,11 @@ from bytewax.testing import TestingSource, cluster_main, run_main
 from core import aws
 from core.errors import CommitError, FencedError, MissingError, SettingsError, SnapshotError, UnreachableError
 from core.markers import Marker
-from core.records import Chunk, Document, Event, Note, Position, RawRecord
-from core.recovery import ownership
+from core.records import Note, Position
 from core.settings import Settings
-from core.telemetry import COMMITS
 from sinks import lance, lance_dataset, lance_pending, lance_rows
 from sinks.lance_pending import StoredEpoch, VectorState
-
-START = datetime(2026, 5, 1, tzinfo=UTC)
-DIMENSION = 4
-
-
-def note(
-    note_id: str,
-    sequence: int,
-    *chunks: str,
-    vectors: Sequence[Sequence[float]] | None = None,
-    deleted: bool = False,
-    shard: str = "shard-0",
-    embedded: bool = True,
-) -> Note:
-    """Make a note with one vector per chunk; by default each chunk points along an axis of its own."""
-    time = START + timedelta(seconds=sequence)
-    event = Event(
-        event_id=f"{note_id}-{sequence}",
-        note_id=note_id,
-        source_type="file",
-        bucket="raw",
-        s3_key=f"raw/{note_id}",
-        content_type=None,
-        content_size=1,
-        content_sha256=None,
-        metadata={},
-        timestamp=time,
-        deleted=deleted,
-        record=RawRecord(b"{}", note_id, time, Position(shard, sequence)),
-    )
-    text = " ".join(chunks)
-    document = Document(event, text, "text/plain", text, "", "{}", (), (), "en", 0, len(text))
-    rows = np.asarray(vectors, np.float32) if vectors is not None else np.eye(DIMENSION, dtype=np.float32)
-    return Note(
-        document=document,
-        processing_version="7",
-        chunks=tuple(Chunk(index, text, 0, len(text)) for index, text in enumerate(chunks)),
-        embeddings=rows[: len(chunks)] if embedded and chunks else None,
-        processed_at=time,
-    )
-
-
-@pytest.fixture
-def store(settings: Settings) -> Settings:
-    """Settings of an empty dataset."""
-    lance.create_dataset(settings, dimension=DIMENSION)
-    return settings
-
-
-def one_epoch(part: lance.VectorPart, notes: list[Note]) -> str:
-    """Write an epoch and wait until it is merged; returns the marker."""
-    part.write_batch(notes)
-    part.snapshot()
-    part._queue.wait()
-    return part.marker.to_json()
-
-
-def write(settings: Settings, *epochs: list[Note]) -> list[str]:
-    """Write epochs as a fresh execution; returns the marker after each."""
-    part = lance.VectorPart(settings)
-    try:
-        return [one_epoch(part, epoch) for epoch in epochs]
-    finally:
-        part.close()
-
-
-def stored_objects(settings: Settings) -> list[str]:
-    return [item["path"] for page in obstore.list(aws.object_store(settings), "vectors/pending/") for item in page]
-
-
-def dataset(settings: Settings) -> library.LanceDataset:
-    return library.dataset(settings.vectors_uri, storage_options=aws.lance_storage_options(settings))
-
-
-def texts(settings: Settings) -> dict[str, str]:
-    """Texts by id; fails when an id is there twice."""
-    rows = dataset(settings).to_table(columns=["id", "text"]).to_pylist()
-    found = {row["id"]: row["text"] for row in rows}
-    assert len(found) == len(rows)
-    return dict(sorted(found.items()))
-
-
-def commits() -> float:
-    return COMMITS.labels(store="vectors")._value.get()
+from vectors import DIMENSION, START, commits, dataset, note, one_epoch, stored_objects, texts, write
 
 
 def test_a_row_per_chunk_with_the_columns_of_the_documents(store: Settings) -> None:
@@ -299,93 +213,6 @@ def test_a_stored_epoch_reads_as_it_was_written() -> None:
     assert (read.notes, read.marker) == (epoch.notes, epoch.marker)
     assert read.rows.equals(rows, check_metadata=True)
     assert read.only(["n2"]).rows["id"].to_pylist() == ["n2#0"]
-
-
-def test_a_second_opener_fences_the_first_for_good(store: Settings) -> None:
-    first = lance.VectorPart(store)
-    one_epoch(first, [note("n1", 1, "a")])
-    second = lance.VectorPart(store)
-    for _ in range(2):
-        with pytest.raises(FencedError, match="newer execution"):
-            one_epoch(first, [note("n1", 2, "first")])
-    one_epoch(second, [note("n1", 2, "second")])
-    assert texts(store) == {"n1#0": "second"}
-
-
-def test_an_opener_stops_a_merge_that_has_already_looked_who_the_writer_is(
-    store: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = lance.VectorPart(store)
-    one_epoch(first, [note("n0", 1, "before")])
-    merge_insert = library.LanceDataset.merge_insert
-
-    def paused(self: library.LanceDataset, key: str) -> Any:
-        monkeypatch.setattr(library.LanceDataset, "merge_insert", merge_insert)
-        second = lance.VectorPart(store)
-        one_epoch(second, [note("n1", 2, "written"), note("n1", 3, "", deleted=True)])
-        return merge_insert(self, key)
-
-    monkeypatch.setattr(library.LanceDataset, "merge_insert", paused)
-    with pytest.raises(FencedError, match="newer execution"):
-        one_epoch(first, [note("n1", 2, "written")])
-    assert texts(store) == {"n0#0": "before"}
-
-
-def test_an_opener_that_was_overtaken_while_it_slept_takes_nothing_back(
-    store: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    commit = library.LanceDataset.commit
-
-    def sleepy(*args: Any, **options: Any) -> library.LanceDataset:
-        monkeypatch.setattr(library.LanceDataset, "commit", staticmethod(commit))
-        one_epoch(lance.VectorPart(store), [note("n1", 1, "of the other")])
-        return commit(*args, **options)
-
-    monkeypatch.setattr(library.LanceDataset, "commit", staticmethod(sleepy))
-    first = lance.VectorPart(store)
-    assert texts(store) == {"n1#0": "of the other"}
-    one_epoch(first, [note("n1", 2, "of the last to open")])
-    assert texts(store) == {"n1#0": "of the last to open"}
-
-
-def test_an_opener_that_is_replaced_between_its_question_and_its_claim_takes_nothing(store: Settings) -> None:
-    newer: list[lance.VectorPart] = []
-
-    def replaced() -> None:
-        if newer:
-            raise FencedError("a newer execution claimed the flow")
-        ownership.release(replaced)
-        newer.append(lance.VectorPart(store))
-        one_epoch(newer[0], [note("n1", 1, "of the newer")])
-        ownership.hold(replaced)
-
-    ownership.hold(replaced)
-    try:
-        with pytest.raises(FencedError, match="newer execution claimed"):
-            lance.VectorPart(store)
-    finally:
-        ownership.release(replaced)
-    one_epoch(newer[0], [note("n1", 2, "still the writer")])
-    assert texts(store) == {"n1#0": "still the writer"}
-
-
-def test_a_writer_that_was_replaced_between_merge_and_marker_leaves_the_marker_alone(
-    store: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = lance.VectorPart(store)
-    newer: list[lance.VectorPart] = []
-    update = library.LanceDataset.update_metadata
-
-    def sleepy(self: library.LanceDataset, values: dict[str, str | None]) -> dict[str, str]:
-        monkeypatch.setattr(library.LanceDataset, "update_metadata", update)
-        newer.append(lance.VectorPart(store))
-        return update(self, values)
-
-    monkeypatch.setattr(library.LanceDataset, "update_metadata", sleepy)
-    with pytest.raises(FencedError, match="newer execution"):
-        one_epoch(first, [note("n1", 1, "merged")])
-    assert lance.VectorPart(store).marker == newer[0].marker == Marker()
-    assert len(stored_objects(store)) == 1, "what the snapshot names is still there"
 
 
 def test_a_conflict_is_retried_and_in_the_end_reported(store: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
