@@ -18,6 +18,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 __all__ = ["SERVERS", "running"]
 
@@ -38,7 +39,8 @@ def running(server: str, *, shard_limit: int = 100) -> Iterator[str]:
     port, other = free_ports()
     environment = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG")}
     if server == "kinesalite":
-        command = [node, "cli.js", "--port", str(port), "--shardLimit", str(shard_limit), *MILLISECONDS]
+        preloaded = ("--require", str(FOLDER / "outlive_clients.cjs"))
+        command = [node, *preloaded, "cli.js", "--port", str(port), "--shardLimit", str(shard_limit), *MILLISECONDS]
     else:
         command = [node, "main.js"]
         environment |= {
@@ -56,7 +58,11 @@ def running(server: str, *, shard_limit: int = 100) -> Iterator[str]:
         try:
             url = f"http://127.0.0.1:{port}"
             _wait_for(child, url, log)
-            yield url
+            try:
+                yield url
+            finally:
+                # A client sees nothing but a refused connection.
+                assert child.poll() is None, f"{server} ended by itself: {_printed(log)}"
         finally:
             child.kill()
             child.wait()
@@ -70,7 +76,7 @@ def free_ports() -> tuple[int, int]:
         return first.getsockname()[1], second.getsockname()[1]
 
 
-def _wait_for(child: subprocess.Popen[bytes], url: str, log: tempfile._TemporaryFileWrapper[bytes]) -> None:  # type: ignore[type-arg]
+def _wait_for(child: subprocess.Popen[bytes], url: str, log: IO[bytes]) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if child.poll() is None:
@@ -82,6 +88,10 @@ def _wait_for(child: subprocess.Popen[bytes], url: str, log: tempfile._Temporary
             except OSError:
                 time.sleep(0.05)
                 continue
-        log.seek(0)
-        raise AssertionError(f"the server ended: {log.read().decode(errors='replace')[-2000:]}")
+        raise AssertionError(f"the server ended: {_printed(log)}")
     raise AssertionError(f"nothing answers on {url} after {START_SECONDS} s")
+
+
+def _printed(log: IO[bytes]) -> str:
+    log.seek(0)
+    return log.read().decode(errors="replace")[-2000:]
