@@ -69,13 +69,14 @@ def documents(count: int) -> Iterator[SourceItem]:
     A run's first batch is not measured, and its size depends on the epoch: unmixed, the rest would be other notes.
     """
     parts = [
-        (readme.identity, at, readme.content[at : at + NOTE_CHARACTERS])
+        (readme.identity, at, text[at : at + NOTE_CHARACTERS])
         for readme in installed_readmes()
-        for at in range(0, max(1, len(readme.content) - NOTE_CHARACTERS + 1), NOTE_CHARACTERS)
+        for text in [readme.content.decode()]
+        for at in range(0, max(1, len(text) - NOTE_CHARACTERS + 1), NOTE_CHARACTERS)
     ]
     random.Random(7).shuffle(parts)
     for name, at, content in itertools.islice(parts, count):
-        yield SourceItem("bench", f"{name}/{at}", content, "text/markdown", {"path": f"{name}/{at}"})
+        yield SourceItem("bench", f"{name}/{at}", content.encode(), "text/markdown", {"path": f"{name}/{at}"})
 
 
 @contextlib.contextmanager
