@@ -52,7 +52,8 @@ class Settings(BaseSettings):
         4, description="source partitions that share the shards; fixed for the life of a flow's snapshots"
     )
     batch_records: Annotated[int, Field(ge=1, le=10_000)] = Field(
-        20, description="most records that a source partition hands on at a time; fewer when steps are slow"
+        20,
+        description="most records that a source partition hands on at a time; fewer at first, and when steps are slow",
     )
 
     max_object_bytes: Annotated[int, Field(ge=1)] = Field(16 * 1024 * 1024, description="larger objects are refused")

@@ -1,7 +1,8 @@
 """How many records a source partition hands on at a time: no more than the steps behind it take in about an epoch.
 
 An epoch ends only when all of its records have passed all steps, and nothing ends it within a batch. So a batch that
-takes minutes, as models may for twenty long documents, would make an epoch of minutes.
+takes minutes, as models may for twenty long documents, would make an epoch of minutes. How slow the steps are is not
+known at a start: the first batch is a single record, or the first commit after a crash would wait for a whole one.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ class Pace:
         self._most_records = most_records
         self._epoch_seconds = epoch_seconds
         self._handed_on: tuple[int, float] | None = None
-        self.records = most_records
+        self.records = 1
         """The most that should be handed on now; at least 1."""
 
     def handed_on(self, records: int, now: float) -> None:

@@ -20,34 +20,44 @@ def run(pace: Pace, *, seconds_per_record: float, batches: int) -> list[int]:
     return sizes
 
 
-def test_fast_steps_get_whole_batches() -> None:
-    assert run(Pace(20, 5.0), seconds_per_record=0.01, batches=5) == [20] * 5
-
-
-def test_after_one_slow_batch_the_next_takes_about_an_epoch() -> None:
-    assert run(Pace(20, 5.0), seconds_per_record=1.0, batches=4) == [20, 5, 5, 5]
-
-
-def test_a_single_record_is_always_handed_on() -> None:
-    assert run(Pace(20, 5.0), seconds_per_record=600.0, batches=3) == [20, 1, 1]
-
-
-def test_the_batches_grow_again_when_steps_are_fast() -> None:
+@pytest.fixture
+def pace() -> Pace:
+    """The pace of steps that were fast so far."""
     pace = Pace(20, 5.0)
+    run(pace, seconds_per_record=0.01, batches=6)
+    pace.asked(1.0)
+    return pace
+
+
+def test_the_first_batch_is_one_record_and_fast_steps_soon_get_whole_batches() -> None:
+    assert run(Pace(20, 5.0), seconds_per_record=0.01, batches=7) == [1, 2, 4, 8, 16, 20, 20]
+
+
+def test_slow_steps_never_get_a_whole_batch() -> None:
+    assert run(Pace(20, 5.0), seconds_per_record=1.0, batches=6) == [1, 2, 4, 4, 4, 4]
+
+
+def test_after_one_slow_batch_the_next_takes_about_an_epoch(pace: Pace) -> None:
+    assert run(pace, seconds_per_record=1.0, batches=4) == [20, 5, 5, 5]
+
+
+def test_a_single_record_is_always_handed_on(pace: Pace) -> None:
+    assert run(pace, seconds_per_record=600.0, batches=3) == [20, 1, 1]
+
+
+def test_the_batches_grow_again_when_steps_are_fast(pace: Pace) -> None:
     run(pace, seconds_per_record=10.0, batches=2)
     assert run(pace, seconds_per_record=0.01, batches=6) == [2, 4, 8, 16, 20, 20]
 
 
-def test_waiting_for_the_epoch_of_another_worker_is_not_slowness() -> None:
-    pace = Pace(20, 5.0)
+def test_waiting_for_the_epoch_of_another_worker_is_not_slowness(pace: Pace) -> None:
     for number in range(10):
         pace.asked(number * 5.2)
         pace.handed_on(20, number * 5.2)
     assert pace.records == 20
 
 
-def test_a_partition_without_records_says_nothing() -> None:
-    pace = Pace(20, 5.0)
+def test_a_partition_without_records_says_nothing(pace: Pace) -> None:
     pace.handed_on(0, 0.0)
     pace.asked(1_000.0)
     assert pace.records == 20
@@ -64,6 +74,6 @@ def test_the_size_stays_between_one_and_the_most(batches: list[tuple[int, float]
 
 
 @pytest.mark.parametrize("seconds_per_record", [0.3, 1.0, 2.0, 5.0])
-def test_no_batch_but_the_first_takes_more_than_half_an_epoch_too_long(seconds_per_record: float) -> None:
-    for size in run(Pace(20, 5.0), seconds_per_record=seconds_per_record, batches=10)[1:]:
+def test_no_batch_but_the_first_takes_more_than_half_an_epoch_too_long(pace: Pace, seconds_per_record: float) -> None:
+    for size in run(pace, seconds_per_record=seconds_per_record, batches=10)[1:]:
         assert size * seconds_per_record <= 7.5
