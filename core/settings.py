@@ -53,7 +53,7 @@ class Settings(BaseSettings):
     )
     batch_records: Annotated[int, Field(ge=1, le=10_000)] = Field(
         20,
-        description="most records that a source partition hands on at a time; fewer at first, and when steps are slow",
+        description="most records that a source partition hands on at a time; fewer at first and when steps are slow",
     )
 
     max_object_bytes: Annotated[int, Field(ge=1)] = Field(16 * 1024 * 1024, description="larger objects are refused")
