@@ -2,7 +2,8 @@
 
 An epoch ends only when all of its records have passed all steps, and nothing ends it within a batch. So a batch that
 takes minutes, as models may for twenty long documents, would make an epoch of minutes. How slow the steps are is not
-known at a start: the first batch is a single record, or the first commit after a crash would wait for a whole one.
+known at a start: the first batch is a single record, or the first commit after a crash would wait for a whole one; from
+there the size doubles until a batch was slow.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ class Pace:
         self._most_records = most_records
         self._epoch_seconds = epoch_seconds
         self._handed_on: tuple[int, float] | None = None
+        self._growing = True
+        self._opened = False
         self.records = 1
         """The most that should be handed on now; at least 1."""
 
@@ -35,7 +38,10 @@ class Pace:
             return
         (records, since), self._handed_on = self._handed_on, None
         epochs = (now - since) / self._epoch_seconds
-        if epochs > SLOW_EPOCHS:
+        # The first batch says nothing of the next: it also waited until models and stores were open.
+        if epochs > SLOW_EPOCHS and self._opened:
+            self._growing = False
             self.records = max(int(records / epochs), 1)
-        elif epochs < FAST_EPOCHS:
+        elif epochs < FAST_EPOCHS or self._growing:
             self.records = min(self.records * 2, self._most_records)
+        self._opened = True

@@ -34,7 +34,23 @@ def test_the_first_batch_is_one_record_and_fast_steps_soon_get_whole_batches() -
 
 
 def test_slow_steps_never_get_a_whole_batch() -> None:
-    assert run(Pace(20, 5.0), seconds_per_record=1.0, batches=6) == [1, 2, 4, 4, 4, 4]
+    assert run(Pace(20, 5.0), seconds_per_record=1.0, batches=6) == [1, 2, 4, 8, 5, 5]
+
+
+def test_the_first_batch_may_wait_for_models_and_stores() -> None:
+    pace = Pace(20, 5.0)
+    pace.handed_on(1, 0.0)
+    pace.asked(60.0)
+    assert run(pace, seconds_per_record=0.01, batches=5) == [2, 4, 8, 16, 20]
+
+
+def test_epochs_of_another_worker_do_not_keep_the_first_batches_small() -> None:
+    pace, sizes = Pace(20, 5.0), []
+    for number in range(6):
+        pace.asked(number * 5.2)
+        sizes.append(pace.records)
+        pace.handed_on(pace.records, number * 5.2)
+    assert sizes == [1, 2, 4, 8, 16, 20]
 
 
 def test_after_one_slow_batch_the_next_takes_about_an_epoch(pace: Pace) -> None:
