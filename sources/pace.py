@@ -2,8 +2,8 @@
 
 An epoch ends only when all of its records have passed all steps, and nothing ends it within a batch. So a batch that
 takes minutes, as models may for twenty long documents, would make an epoch of minutes. How slow the steps are is not
-known at a start: the first batch is a single record, or the first commit after a crash would wait for a whole one; from
-there the size doubles until a batch was slow.
+known at a start: the first batch is a single record, or the first commit after a crash would wait for a whole one;
+then the size doubles until a batch was slow.
 """
 
 from __future__ import annotations

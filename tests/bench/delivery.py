@@ -66,7 +66,7 @@ def cores() -> tuple[set[int], set[int]]:
 def documents(count: int) -> Iterator[SourceItem]:
     """Give so many notes of real prose: parts of the READMEs of installed packages, well mixed.
 
-    A run's first batch is not measured, and its size depends on the epoch: unmixed, the rest would be other notes.
+    A run's first notes are not measured, and how many depends on the epoch: unmixed, the rest would be other notes.
     """
     parts = [
         (readme.identity, at, text[at : at + NOTE_CHARACTERS])
