@@ -12,6 +12,7 @@ of a run whose state was lost can't let a child run ahead of a parent that is be
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -35,15 +36,19 @@ class Board:
     """What the partitions of one process were told in this run of the flow."""
 
     def __init__(self) -> None:
-        self._built: set[int] = set()
+        self._built: dict[int, int] = {}
         self._drained: dict[int, frozenset[str]] = {}
         self._ended: dict[int, frozenset[int]] = {}
 
     def begin(self, partition: int) -> None:
-        """Say that a partition starts; if it did before, then what an earlier run was told is void."""
+        """Say that a partition starts on this thread; if it did before, then what an earlier run was told is void."""
         if partition in self._built:
-            self._built, self._drained, self._ended = set(), {}, {}
-        self._built.add(partition)
+            self._built, self._drained, self._ended = {}, {}, {}
+        self._built[partition] = threading.get_ident()
+
+    def on_one_worker(self, partitions: int) -> bool:
+        """Whether all of so many partitions started on one thread, so that no other worker reads."""
+        return len(self._built) == partitions and len(set(self._built.values())) == 1
 
     def post(self, notice: Notice) -> None:
         """Leave a notice for its receiver."""

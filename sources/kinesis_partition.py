@@ -159,7 +159,10 @@ class KinesisPartition(StatefulSourcePartition[Item, Mapping[str, Any]]):
 
     def snapshot(self) -> Mapping[str, Any]:
         """Return how far each shard was emitted, and note what holds from the next epoch on."""
-        self._phase.epoch_ended(self._monotonic(), backlog=any(reading.ready for reading in self._readings.values()))
+        # A worker that reads alone waits for none: asked once in an epoch, it was busy with the batch.
+        others = not self._board.on_one_worker(self._state.partitions)
+        backlog = others and any(reading.ready for reading in self._readings.values())
+        self._phase.epoch_ended(self._monotonic(), backlog=backlog)
         listing = self._survey.listing
         if listing is not None:
             reached = [reading.state.reached for reading in self._readings.values()]

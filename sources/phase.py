@@ -4,6 +4,9 @@ Bytewax measures a partition's epoch from when the partition closed its last one
 workers have closed the epoch before. A partition that once closed an epoch while another worker was busy is from then
 on asked once in each epoch of the other, at its beginning, and closes its own at once: one batch an epoch, for ever.
 To let one epoch pass and be asked shortly before the end of the next brings the two back in step.
+
+Steps that take an epoch for a batch look the same, and `sources.pace` lets them. So where one worker reads all
+partitions nobody waits: the third of the time that this once cost was the whole price of frequent snapshots.
 """
 
 from __future__ import annotations

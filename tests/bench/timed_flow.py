@@ -2,9 +2,9 @@
 
     python -m bench.timed_flow        # settings from the environment; prints one line of JSON
 
-The clock runs from the batch that makes 80 notes enriched to the last one: by then models are loaded, batches have grown to
-what an epoch takes, and epochs of ten seconds have ended, so all stores are open. So it holds the ends of all epochs
-between, and neither the start nor the end of a run, which happen once.
+The clock runs from the batch that makes 80 notes enriched to the last one. By then models are loaded, batches have
+grown to what an epoch takes, and epochs of ten seconds have ended, so all stores are open. So it holds the ends of
+epochs between, and neither the start nor the end of a run, which happen once.
 """
 
 from __future__ import annotations

@@ -99,6 +99,18 @@ def test_what_an_earlier_run_of_the_flow_was_told_is_void() -> None:
     assert board.drained(0) == {"shard"}
 
 
+def test_the_board_knows_whether_one_worker_reads_all_partitions() -> None:
+    board = Board()
+    board.begin(0)
+    assert not board.on_one_worker(2)
+    board.begin(1)
+    assert board.on_one_worker(2)
+    other = threading.Thread(target=board.begin, args=(2,))
+    other.start()
+    other.join()
+    assert not board.on_one_worker(3)
+
+
 def test_a_notice_travels_between_processes() -> None:
     notice = Notice(3, 1, "shard")
     assert pickle.loads(pickle.dumps(notice)) == notice

@@ -142,6 +142,26 @@ def test_an_idle_shard_is_asked_every_two_seconds() -> None:
     assert 2 <= sum(name == "ListShards" for name, _ in stream.calls) <= 4
 
 
+@pytest.mark.parametrize(("partitions", "kept_waiting"), [(1, False), (2, True)])
+def test_only_a_partition_beside_another_worker_waits_when_it_was_asked_once_in_an_epoch(
+    partitions: int, kept_waiting: bool
+) -> None:
+    stream = MemoryStream()
+    for number in range(200):
+        stream.put(SHARD, str(number))
+    runner = Runner(stream, partitions=partitions)
+    for _ in range(5):
+        runner.step()
+    waits = []
+    for _ in range(10):
+        stream.time += timedelta(seconds=1.2)
+        awake = runner.part.next_awake()
+        waits.append(awake is not None and awake - stream.time > timedelta(seconds=0.5))
+        runner.step()
+        runner.epoch()
+    assert any(waits) == kept_waiting
+
+
 def test_an_empty_read_is_not_the_end() -> None:
     stream = MemoryStream()
     stream.put("shardId-000000000000", "a")
