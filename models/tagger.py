@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 from core import stopping
 from core.errors import ModelError, reason
 from core.records import Entity
+from models.embedder import well_formed
 from models.entity.loading import OWN_FOLDER, base_tokenizer, is_own, load_own, unbounded
 from models.fingerprint import weights_digest
 from models.hardware import device, precision
@@ -38,7 +38,6 @@ __all__ = ["EMBEDDED", "Tagger", "TokenClassifier", "Window", "load_tagger", "wi
 EMBEDDED = "embedded"
 """The name of the model that ships with the product."""
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
 # Texts are read this many characters at a time: a token costs some hundred bytes, and a document may have millions.
 READ_CHARACTERS = 500_000
 
@@ -148,10 +147,7 @@ class Tagger:
         return found
 
     def _find(self, texts: Sequence[str]) -> Iterator[list[Entity]]:
-        # A lone surrogate is no Unicode; one character stands in for it, so that offsets stay.
-        encodings = self._tokenizer.encode_batch(
-            [_SURROGATE.sub("\ufffd", text) for text in texts], add_special_tokens=False
-        )
+        encodings = self._tokenizer.encode_batch([well_formed(text) for text in texts], add_special_tokens=False)
         probabilities = self._classify(texts, encodings)
         for text, encoding, scores in zip(texts, encodings, probabilities, strict=True):
             yield self.entities_of(text, encoding.offsets, encoding.word_ids, scores)

@@ -103,10 +103,11 @@ def _rank(proposed: list[str], rows: Vector, vector: Vector) -> tuple[Concept, .
     from sklearn.feature_extraction.text import CountVectorizer  # type: ignore[import-untyped]
 
     # KeyBERT finds candidates in a document through a vectoriser, whose own idea of a word would lose some. Ours
-    # reads the candidates as a document of one phrase per line: all are found, in the order of their rows.
+    # reads the candidates as a document of one phrase per line: all are found, in the order of their rows. They
+    # are in lower case, but for capitals that have none (mathematical ones); scikit-learn would warn of those.
     ranked = _ranker().extract_keywords(
         "\n".join(proposed),
-        vectorizer=CountVectorizer(vocabulary=proposed, analyzer=str.splitlines),
+        vectorizer=CountVectorizer(vocabulary=proposed, analyzer=str.splitlines, lowercase=False),
         top_n=CONCEPTS,
         use_mmr=True,
         diversity=DIVERSITY,

@@ -45,6 +45,7 @@ def chunks_of(text: str, embedder: Embedder, max_tokens: int = 254) -> tuple[Chu
 @settings(deadline=None, max_examples=10)
 @given(st.lists(st.text(st.characters(), max_size=40), max_size=4))
 @example(["", ODD, "cat", "Angela Merkel met Tom in Paris."])
+@example(["E\ud800"])
 def test_a_text_of_one_chunk_has_the_vectors_and_entities_of_two_passes(
     shared: SharedPass, embedder: Embedder, tagger: Tagger, texts: list[str]
 ) -> None:

@@ -10,7 +10,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from builders import event_of, note_of
@@ -83,6 +83,7 @@ def test_odd_texts_pass_all_steps(name: str, models: tuple[Embedder, Tagger]) ->
 
 @settings(deadline=None, max_examples=4)
 @given(st.text(st.characters(), max_size=120))
+@example(" bread \U0001d400\U0001d401 ")  # capitals without lower case
 def test_any_text_passes_all_steps(models: tuple[Embedder, Tagger], text: str) -> None:
     check(enriched(f"Anna met Tom. {text} They live in Paris{text}.", models, maker="phrases"))
     check(enriched(text, models, maker="phrases"))
