@@ -42,10 +42,11 @@ class NeverReachedError(AssertionError):
 
 @dataclass(frozen=True)
 class Layout:
-    """How many processes of how many workers a life has."""
+    """How many processes of how many workers a life has, and how long its epochs are."""
 
     processes: int = 1
     workers: int = 1
+    epoch_seconds: int = 1
 
     @classmethod
     def drawn(cls, chance: random.Random) -> Layout:
@@ -82,7 +83,17 @@ class World:
                 process = subprocess.Popen(
                     [
                         *(sys.executable, "-m", "chaos.doomed", "flows.knowledge:flow"),
-                        *("-r", str(own), "-s", "1", "-b", "0", "-w", str(layout.workers), *cluster),
+                        *(
+                            "-r",
+                            str(own),
+                            "-s",
+                            str(layout.epoch_seconds),
+                            "-b",
+                            "0",
+                            "-w",
+                            str(layout.workers),
+                            *cluster,
+                        ),
                     ],
                     cwd=REPOSITORY,
                     env={**os.environ, **self._environment(), **variables},
