@@ -18,7 +18,7 @@ def differences_with(world: World, bug: str) -> list[str]:
     match bug:
         case "no_marker":
             world.feeder.send(30)
-            world.die_at("bronze.notes:commit:after", layout=ONE)
+            world.die_at("bronze.notes:commit:after", layout=ONE, CHAOS_SLOW="snapshot:manifest")
         case "no_durability":
             world.feeder.send(30)
             world.die_at("snapshot:manifest:after", layout=ONE, passage=2)
