@@ -83,17 +83,8 @@ class World:
                 process = subprocess.Popen(
                     [
                         *(sys.executable, "-m", "chaos.doomed", "flows.knowledge:flow"),
-                        *(
-                            "-r",
-                            str(own),
-                            "-s",
-                            str(layout.epoch_seconds),
-                            "-b",
-                            "0",
-                            "-w",
-                            str(layout.workers),
-                            *cluster,
-                        ),
+                        *("-r", str(own), "-s", str(layout.epoch_seconds), "-b", "0"),
+                        *("-w", str(layout.workers), *cluster),
                     ],
                     cwd=REPOSITORY,
                     env={**os.environ, **self._environment(), **variables},
