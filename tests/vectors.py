@@ -9,8 +9,9 @@ import lance as library
 import numpy as np
 import obstore
 
+from builders import document_of, event_of, record_of
 from core import aws
-from core.records import Chunk, Document, Event, Note, Position, RawRecord
+from core.records import Chunk, Note
 from core.settings import Settings
 from core.telemetry import COMMITS
 from sinks import lance
@@ -30,25 +31,19 @@ def note(
 ) -> Note:
     """Make a note with one vector per chunk; by default each chunk points along an axis of its own."""
     time = START + timedelta(seconds=sequence)
-    event = Event(
+    event = event_of(
         event_id=f"{note_id}-{sequence}",
         note_id=note_id,
         source_type="file",
-        bucket="raw",
         s3_key=f"raw/{note_id}",
-        content_type=None,
-        content_size=1,
-        content_sha256=None,
-        metadata={},
         timestamp=time,
         deleted=deleted,
-        record=RawRecord(b"{}", note_id, time, Position(shard, sequence)),
+        record=record_of(sequence, shard_id=shard, arrival_time=time),
     )
     text = " ".join(chunks)
-    document = Document(event, text, "text/plain", text, "", "{}", (), (), "en", 0, len(text))
     rows = np.asarray(vectors, np.float32) if vectors is not None else np.eye(DIMENSION, dtype=np.float32)
     return Note(
-        document=document,
+        document=document_of(text, event=event),
         processing_version="7",
         chunks=tuple(Chunk(index, text, 0, len(text)) for index, text in enumerate(chunks)),
         embeddings=rows[: len(chunks)] if embedded and chunks else None,

@@ -18,7 +18,8 @@ from bytewax.testing import TestingSink, TestingSource, cluster_main, run_main
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.records import Event, Position, RawRecord, Redrive
+from builders import event_of, record_of
+from core.records import Event, Redrive
 from core.telemetry import DUPLICATES
 from operators import dedupe
 from operators.dedupe import _Bucket
@@ -28,20 +29,11 @@ RETENTION = timedelta(hours=24)
 
 
 def event(note: str, version: str, *, hours: float = 0, deleted: bool = False) -> Event:
-    record = RawRecord(b"{}", note, START + timedelta(hours=hours), Position("shardId-000000000000", 1))
-    return Event(
+    return event_of(
         event_id=f"{note}-{version}",
         note_id=note,
-        source_type="git",
-        bucket="bucket",
-        s3_key="",
-        content_type=None,
-        content_size=0,
-        content_sha256=None,
-        metadata={},
-        timestamp=START,
         deleted=deleted,
-        record=record,
+        record=record_of(partition_key=note, arrival_time=START + timedelta(hours=hours)),
     )
 
 

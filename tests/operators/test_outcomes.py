@@ -5,27 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from core.records import Event, Failure, FetchedEvent, Position, RawRecord
+from builders import event_of, record_of
+from core.records import Event, Failure, FetchedEvent, Position
 from operators.outcomes import read_as_before
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
 
 def event(number: int) -> Event:
-    return Event(
-        event_id=f"event-{number}",
-        note_id=f"note-{number}",
-        source_type="file",
-        bucket="bucket",
-        s3_key=f"raw/{number}",
-        content_type=None,
-        content_size=1,
-        content_sha256=None,
-        metadata={},
-        timestamp=NOON,
-        deleted=False,
-        record=RawRecord(b"{}", "key", NOON, Position("shard-0", number)),
-    )
+    return event_of(event_id=f"event-{number}", note_id=f"note-{number}", record=record_of(number))
 
 
 def failure(found: Event) -> Failure:

@@ -17,7 +17,8 @@ from bytewax.testing import TestingSink, TestingSource, cluster_main, run_main
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.records import Document, Event, Failure, Position, RawRecord, Watermark, WindowAggregate
+from builders import document_of, event_of, record_of
+from core.records import Document, Failure, Watermark, WindowAggregate
 from operators import windows
 from operators.windows import _aggregate, _Windows
 
@@ -32,23 +33,16 @@ Item = Document | Watermark
 def document(
     number: int, seconds: float, *, source_type: str = "git", deleted: bool = False, revived: bool = False
 ) -> Document:
-    record = RawRecord(b"{}", "key", START + timedelta(seconds=seconds), Position("shardId-000000000000", number))
-    event = Event(
+    event = event_of(
         event_id=f"event-{number:04d}",
         note_id=f"note-{number:04d}",
         source_type=source_type,
-        bucket="bucket",
         s3_key=f"raw/{number}",
-        content_type=None,
-        content_size=1,
-        content_sha256=None,
-        metadata={},
-        timestamp=START,
         deleted=deleted,
-        record=record,
+        record=record_of(number, arrival_time=START + timedelta(seconds=seconds)),
         revived=revived,
     )
-    return Document(event, "", "text/plain", "", "", "{}", (), (), "en", 0 if deleted else number, 0)
+    return document_of("", event=event, word_count=0 if deleted else number)
 
 
 def watermark(partition: int, seconds: float, partitions: int = PARTITIONS) -> Watermark:

@@ -16,8 +16,9 @@ from bytewax.testing import TestingSource, run_main
 from pyiceberg.table import Table
 from pyiceberg.table.snapshots import Snapshot
 
+from builders import document_of, event_of, record_of
 from core.errors import CommitError, MissingError
-from core.records import Chunk, Document, Event, Failure, Note, Position, RawRecord, WindowAggregate
+from core.records import Chunk, Document, Failure, Note, WindowAggregate
 from core.settings import Settings
 from sinks import iceberg, iceberg_catalog
 from sinks.iceberg import IcebergSink, TablePartition, TableState
@@ -38,21 +39,18 @@ SHARD = "shardId-000000000000"
 
 
 def document(number: int, note: str | None = None, *, deleted: bool = False, text: str = "text") -> Document:
-    event = Event(
+    event = event_of(
         event_id=f"event-{number}",
         note_id=note or f"note-{number}",
-        source_type="files",
-        bucket="bucket",
         s3_key=f"raw/{number}",
         content_type="text/plain",
         content_size=4,
-        content_sha256=None,
         metadata={"path": f"{number}.txt"},
         timestamp=NOON,
         deleted=deleted,
-        record=RawRecord(b"{}", "key", NOON, Position(SHARD, FIRST + number)),
+        record=record_of(FIRST + number, arrival_time=NOON),
     )
-    return Document(event, text, "text/plain", text, "title", "{}", (), (), "en", 1, 4)
+    return document_of(text, event=event)
 
 
 def note(number: int, note_id: str | None = None, *, deleted: bool = False, chunks: int = 1) -> Note:

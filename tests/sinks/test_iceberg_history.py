@@ -7,8 +7,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from builders import document_of, event_of, record_of
 from core.errors import MissingError
-from core.records import Document, Event, Failure, Note, Position, RawRecord
+from core.records import Document, Failure, Note, Position
 from core.settings import Settings
 from sinks import iceberg_catalog, iceberg_history
 from sinks.iceberg import IcebergSink, TablePartition
@@ -25,23 +26,15 @@ def tables(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def document(number: int, note_id: str = "", *, deleted: bool = False, shard: str = "shard-0") -> Document:
-    time = NOON + timedelta(minutes=number)
-    event = Event(
+    event = event_of(
         event_id=f"event-{number}",
         note_id=note_id or f"note-{number}",
-        source_type="file",
-        bucket="bucket",
         s3_key=f"raw/{number}",
-        content_type=None,
-        content_size=1,
-        content_sha256=None,
-        metadata={},
         timestamp=NOON,
         deleted=deleted,
-        record=RawRecord(b"{}", "key", time, Position(shard, number)),
+        record=record_of(number, shard_id=shard, arrival_time=NOON + timedelta(minutes=number)),
     )
-    text = "" if deleted else f"text {number}"
-    return Document(event, text, "text/plain", text, "title", "{}", (), (), "en", 2, 6)
+    return document_of("" if deleted else f"text {number}", event=event)
 
 
 def failure(number: int, step: str = "fetch") -> Failure:

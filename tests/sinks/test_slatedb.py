@@ -18,11 +18,12 @@ import pytest
 from bytewax.dataflow import Dataflow
 from bytewax.testing import TestingSource, cluster_main, run_main
 
+from builders import event_of, record_of
 from core import aws
 from core.deferred import settled
 from core.errors import FencedError, MissingError, UnreachableError
 from core.markers import Marker
-from core.records import Chunk, Concept, Document, Entity, Event, Note, Position, RawRecord
+from core.records import Chunk, Concept, Document, Entity, Note, Position
 from core.settings import Settings
 from core.telemetry import COMMITS
 from sinks import metadata_keys, metadata_records, metadata_store, slatedb
@@ -44,20 +45,17 @@ def note(
 ) -> Note:
     """Make a note as enrichment leaves it; `sequence` is also its time in seconds."""
     time = START + timedelta(seconds=sequence)
-    record = RawRecord(b"{}", note_id, time, Position(shard, sequence))
-    event = Event(
+    event = event_of(
         event_id=f"{note_id}-{sequence}",
         note_id=note_id,
         source_type=source_type,
-        bucket="raw",
         s3_key=f"raw/{note_id}",
         content_type="text/markdown",
         content_size=10,
-        content_sha256=None,
         metadata={"path": f"/notes/{note_id}.md"},
         timestamp=time,
         deleted=deleted,
-        record=record,
+        record=record_of(sequence, shard_id=shard, partition_key=note_id, arrival_time=time),
     )
     text = "" if deleted else "The engine weaves algebraic patterns."
     document = Document(
