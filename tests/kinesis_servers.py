@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -19,6 +18,8 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
+
+from loopback import free_ports
 
 __all__ = ["SERVERS", "running"]
 
@@ -36,7 +37,7 @@ def running(server: str, *, shard_limit: int = 100) -> Iterator[str]:
     assert node, "tests against a Kinesis that reshards need node 18 or newer, and it is not on PATH: install nodejs"
     folder = FOLDER / "node_modules" / server
     assert folder.is_dir(), f"{server} is not installed: run `make servers`"
-    port, other = free_ports()
+    port, other = free_ports(2)
     environment = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG")}
     if server == "kinesalite":
         preloaded = ("--require", str(FOLDER / "outlive_clients.cjs"))
@@ -66,14 +67,6 @@ def running(server: str, *, shard_limit: int = 100) -> Iterator[str]:
         finally:
             child.kill()
             child.wait()
-
-
-def free_ports() -> tuple[int, int]:
-    """Return two ports that nothing listens on."""
-    with socket.socket() as first, socket.socket() as second:
-        for one in (first, second):
-            one.bind(("127.0.0.1", 0))
-        return first.getsockname()[1], second.getsockname()[1]
 
 
 def _wait_for(child: subprocess.Popen[bytes], url: str, log: IO[bytes]) -> None:

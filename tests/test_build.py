@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from loopback import cluster_addresses
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -88,7 +89,7 @@ def chart(tmp_path: Path, memory: Path) -> dict[str, str]:
     # As in the image: what the chart calls sh is bash.
     (tmp_path / "bin" / "sh").symlink_to("/bin/bash")
     (tmp_path / "work" / "tiny.py").write_text(TINY)
-    (tmp_path / "hostfile.txt").write_text(f"127.0.0.1:{free_port()}\n")
+    (tmp_path / "hostfile.txt").write_text(f"{cluster_addresses(1)}\n")
     return {
         "PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin",
         "HOME": str(memory),
@@ -145,12 +146,6 @@ def start() -> Iterator[Start]:
     for process in started:
         process.kill()
         process.communicate()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def started_with(start: Start, environment: dict[str, str]) -> tuple[dict[str, str], str]:
@@ -351,7 +346,7 @@ def test_sigterm_reaches_the_flow_in_the_place_of_the_shell(
 def test_pods_find_their_number_and_each_other_in_the_hostfile(
     start: Start, chart: dict[str, str], memory: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "hostfile.txt").write_text(f"127.0.0.1:{free_port()}\n127.0.0.1:{free_port()}\n")
+    (tmp_path / "hostfile.txt").write_text(cluster_addresses(2).replace(";", "\n") + "\n")
     pods = []
     for name in ("pkm-0", "pkm-1"):
         (memory / name).mkdir()

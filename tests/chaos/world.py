@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from chaos.enrichment import DIMENSION
 from chaos.stream import Feeder
 from core import aws
 from core.settings import Settings, load_settings
+from loopback import cluster_addresses
 from pkm.initialise import initialise
 from sinks import iceberg_catalog, lance
 
@@ -73,12 +73,12 @@ class World:
         self.lives += 1
         recovery = self.folder / "recovery"
         shutil.rmtree(recovery, ignore_errors=True)
-        addresses = _addresses(layout.processes)
+        addresses = cluster_addresses(layout.processes)
         processes = []
         for number in range(layout.processes):
             own = recovery if number == 0 else recovery / f"other-{number}"
             own.mkdir(parents=True)
-            cluster = ("-i", str(number), "-a", ";".join(addresses)) if layout.processes > 1 else ()
+            cluster = ("-i", str(number), "-a", addresses) if layout.processes > 1 else ()
             with (self.folder / f"life-{self.lives}-{number}.log").open("wb") as log:
                 process = subprocess.Popen(
                     [
@@ -258,11 +258,3 @@ def fresh_settings(account: dict[str, str]) -> Settings:
     settings = load_settings()
     aws.s3_client(settings).create_bucket(Bucket=settings.bucket)
     return settings
-
-
-def _addresses(processes: int) -> list[str]:
-    with contextlib.ExitStack() as stack:
-        ends = [stack.enter_context(socket.socket()) for _ in range(processes)]
-        for end in ends:
-            end.bind(("127.0.0.1", 0))
-        return [f"127.0.0.1:{end.getsockname()[1]}" for end in ends]

@@ -11,6 +11,7 @@ import pytest
 from core.records import event_identity, note_identity
 from core.recovery.store import SnapshotStore
 from core.settings import Settings, load_settings
+from loopback import cluster_addresses
 from pkm.initialise import initialise
 
 NOTES = 120
@@ -136,12 +137,7 @@ def test_three_kills_and_an_empty_disk_each_time_lose_and_double_nothing(
 @pytest.mark.timeout(300)
 def test_two_processes_share_the_stream(lakehouse: Any) -> None:
     send_slowly(lakehouse, notes=40, pause=0.0, stop=threading.Event())
-    import socket
-
-    with socket.socket() as first, socket.socket() as second:
-        first.bind(("127.0.0.1", 0))
-        second.bind(("127.0.0.1", 0))
-        addresses = ";".join(f"127.0.0.1:{end.getsockname()[1]}" for end in (first, second))
+    addresses = cluster_addresses(2)
     second_process = lakehouse.start("-i", "1", "-a", addresses, PKM_UNTIL_CAUGHT_UP="1")
     lakehouse.run_until_caught_up("-i", "0", "-a", addresses)
     printed, _ = second_process.communicate(timeout=60)

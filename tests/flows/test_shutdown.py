@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import pytest
 
 from core.records import event_identity, note_identity
 from core.recovery.store import SnapshotStore
+from loopback import cluster_addresses
 
 REPOSITORY = Path(__file__).parents[2]
 PROMISED_SECONDS = 8.0
@@ -92,16 +92,9 @@ def pkm_run(lakehouse: Any, *arguments: str, **variables: str) -> subprocess.Pop
     return process
 
 
-def addresses_of_two() -> str:
-    with socket.socket() as first, socket.socket() as second:
-        first.bind(("127.0.0.1", 0))
-        second.bind(("127.0.0.1", 0))
-        return ";".join(f"127.0.0.1:{end.getsockname()[1]}" for end in (first, second))
-
-
 def start(lakehouse: Any, how: str) -> list[subprocess.Popen[bytes]]:
     if how == "two processes":
-        addresses = addresses_of_two()
+        addresses = cluster_addresses(2)
         return [lakehouse.start("-i", number, "-a", addresses, **PLAIN) for number in ("0", "1")]
     if how.startswith("pkm run"):
         return [pkm_run(lakehouse, *how.split()[2:], **PLAIN)]

@@ -23,7 +23,8 @@ import pytest
 from aggregates import aggregate_of
 from core import aws
 from core.settings import Settings, load_settings
-from kinesis_servers import SERVERS, free_ports, running
+from kinesis_servers import SERVERS, running
+from loopback import cluster_addresses
 from resharding_flow import FOLDER, rows_of
 from sources import kinesis
 
@@ -109,7 +110,7 @@ class Stream:
 
     def start(self, processes: int, **variables: str) -> list[subprocess.Popen[bytes]]:
         """Start the flow as a cluster of so many processes, with one recovery store that all could reach."""
-        addresses = ";".join(f"127.0.0.1:{port}" for port in free_ports()[:processes])
+        addresses = cluster_addresses(processes)
         self.settings.recovery_dir.mkdir(parents=True, exist_ok=True)
         started = [
             subprocess.Popen(
