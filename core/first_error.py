@@ -11,12 +11,13 @@ from contextlib import contextmanager
 
 from core.errors import PkmError
 
-__all__ = ["begin", "first_error", "note", "noted"]
+__all__ = ["begin", "first_error", "note", "note_beside", "noted", "raise_beside"]
 
 
 class _State:
     def __init__(self) -> None:
         self.error: PkmError | None = None
+        self.beside: PkmError | None = None
 
 
 _state = _State()
@@ -24,7 +25,7 @@ _state = _State()
 
 def begin() -> None:
     """Forget what an earlier flow in this process ended with; called when its parts are built."""
-    _state.error = None
+    _state.error = _state.beside = None
 
 
 def first_error() -> PkmError | None:
@@ -46,3 +47,17 @@ def noted() -> Iterator[None]:
     except PkmError as error:
         note(error)
         raise
+
+
+def note_beside(error: PkmError) -> None:
+    """Note what failed on a thread beside the stream, where nobody may ask for a long time.
+
+    A step of an idle flow is not called, and its process would look well while nothing more is committed.
+    """
+    _state.beside = _state.beside or type(error)(*error.args)
+
+
+def raise_beside() -> None:
+    """Raise what failed beside the stream, unless the flow is ending already; sources call this whenever asked."""
+    if _state.beside is not None and _state.error is None:
+        raise _state.beside

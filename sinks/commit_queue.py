@@ -1,11 +1,15 @@
-"""Commits that are made beside the stream: one after the other, on a thread of their own."""
+"""Epochs that are written and committed beside the stream: each in order, on threads of their own."""
 
 from __future__ import annotations
 
 import queue
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Generic, TypeVar
+
+from core.errors import PkmError
+from core.first_error import note_beside
 
 __all__ = ["CommitQueue"]
 
@@ -13,58 +17,79 @@ P = TypeVar("P")
 
 
 class CommitQueue(Generic[P]):
-    """Makes commits one after the other on a thread of its own.
+    """Writes epochs on one thread and commits them on another, so that a write never waits for an earlier commit.
 
-    After a failure nothing more is committed: order would be broken. The thread ends with the process; what it had
-    not finished is in the recovery state.
+    After a failure nothing more is committed: order would be broken. The flow's sources raise it if no call of the
+    owner comes first. The threads end with the process; what they had not committed is in the recovery state.
     """
 
     def __init__(self, commit: Callable[[P], None], *, name: str) -> None:
         self._commit = commit
-        self._unconfirmed: list[P] = []
+        self._unconfirmed: list[Future[P]] = []
         self._failure: Exception | None = None
         self._changed = threading.Condition()
-        self._waiting: queue.SimpleQueue[P | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name=f"commit-{name}", daemon=True)
-        self._thread.start()
+        self._unwritten: queue.SimpleQueue[tuple[Callable[[], P], Future[P]] | None] = queue.SimpleQueue()
+        self._uncommitted: queue.SimpleQueue[Future[P] | None] = queue.SimpleQueue()
+        for work, doing in ((self._write_all, "write"), (self._commit_all, "commit")):
+            threading.Thread(target=work, name=f"{doing}-{name}", daemon=True).start()
 
-    def submit(self, pending: P) -> None:
-        """Hand over the next commit. Raises what an earlier one failed with."""
+    def submit(self, write: Callable[[], P]) -> Future[P]:
+        """Hand over the next epoch: `write` stores it and returns what is to be committed.
+
+        Raises what an earlier one failed with.
+        """
         self.raise_failure()
+        written: Future[P] = Future()
         with self._changed:
-            self._unconfirmed.append(pending)
-        self._waiting.put(pending)
+            self._unconfirmed.append(written)
+        self._unwritten.put((write, written))
+        self._uncommitted.put(written)
+        return written
 
-    def unconfirmed(self) -> tuple[P, ...]:
-        """Give the commits that are not known to be in the table yet, in order."""
+    def unconfirmed(self) -> tuple[Future[P], ...]:
+        """Give the commits that are not known to be in the table yet, in order, as they are when they are written."""
         with self._changed:
             return tuple(self._unconfirmed)
 
     def wait(self, *, at_most: int = 0) -> None:
-        """Wait until at most so many commits are unconfirmed. Raises what a commit failed with."""
+        """Wait until at most so many commits are unconfirmed. Raises what a write or a commit failed with."""
         with self._changed:
             self._changed.wait_for(lambda: self._failure is not None or len(self._unconfirmed) <= at_most)
         self.raise_failure()
 
     def raise_failure(self) -> None:
-        """Raise what a commit failed with, if one did."""
+        """Raise what a write or a commit failed with, if one did."""
         with self._changed:
             if self._failure is not None:
                 raise self._failure
 
     def close(self) -> None:
-        """Let the thread end when it has made all commits; does not wait."""
-        self._waiting.put(None)
+        """Let the threads end when all is committed; does not wait."""
+        self._unwritten.put(None)
+        self._uncommitted.put(None)
 
-    def _run(self) -> None:
-        while (pending := self._waiting.get()) is not None:
+    def _write_all(self) -> None:
+        while (waiting := self._unwritten.get()) is not None:
+            write, written = waiting
             try:
-                self._commit(pending)
+                written.set_result(write())
+            except Exception as error:  # noqa: BLE001 - whoever asks for the result has it raised
+                written.set_exception(error)
+            # The rows must not stay until the next epoch.
+            del waiting, write, written
+
+    def _commit_all(self) -> None:
+        while (written := self._uncommitted.get()) is not None:
+            try:
+                self._commit(written.result())
             except Exception as error:  # noqa: BLE001 - a thread has no caller; the partition's next call raises it
                 with self._changed:
                     self._failure = error
                     self._changed.notify_all()
+                if isinstance(error, PkmError):
+                    note_beside(error)
                 return
             with self._changed:
-                self._unconfirmed.remove(pending)
+                self._unconfirmed.remove(written)
                 self._changed.notify_all()
+            del written

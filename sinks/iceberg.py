@@ -21,6 +21,7 @@ from bytewax.operators import KeyedStream
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 from pyiceberg.table import Table
 
+from core.deferred import deferred
 from core.first_error import noted
 from core.records import Document, Failure, Note, WindowAggregate
 from core.settings import Settings
@@ -65,7 +66,7 @@ class TablePartition(StatefulSinkPartition[Change, TableState]):
     ) -> None:
         """Make the commits that `resume_state` names, then start from the table's marker.
 
-        `table` is used for writing and must not be the object that `commit` changes, which runs on a thread.
+        `table` is used for writing, on another thread too, and must not be the object that `commit` changes.
         Raises CommitError and FencedError as `Committer.commit` does.
         """
         self._spec = spec
@@ -84,7 +85,8 @@ class TablePartition(StatefulSinkPartition[Change, TableState]):
     def write_batch(self, values: list[Change]) -> None:
         """Gather the changes that the table does not have yet.
 
-        Raises CommitError when an earlier epoch's commit failed, UnreachableError when rows can't be written.
+        Raises CommitError when an earlier epoch's commit failed, UnreachableError when rows can't be written, or
+        could not be.
         """
         self._queue.raise_failure()
         # The marker stands still during an epoch: within one, records may arrive in any order. Of what comes again,
@@ -95,17 +97,19 @@ class TablePartition(StatefulSinkPartition[Change, TableState]):
             self._epoch.add(change)
 
     def snapshot(self) -> TableState:
-        """Write the epoch's rows and hand them to the commit thread; waits while too many commits are pending.
+        """Begin to write the epoch's rows; the state is there when they are. Waits while many commits are pending.
 
-        Raises CommitError when an earlier epoch's commit failed, UnreachableError when rows can't be written.
+        Raises CommitError when an earlier epoch's commit failed, UnreachableError when its rows could not be written;
+        when these can't be, the state raises it.
         """
         self._queue.raise_failure()
-        pending, self._marker = self._epoch.seal(self._marker)
+        write, self._marker = self._epoch.seal(self._marker)
         self._epoch = self._new_epoch()
-        if pending is not None:
-            self._queue.submit(pending)
+        if write is not None:
+            self._queue.submit(write)
         self._queue.wait(at_most=self._max_pending_commits)
-        return TableState(self._queue.unconfirmed(), self._marker.commit_number)
+        writes, number = self._queue.unconfirmed(), self._marker.commit_number
+        return deferred(lambda: TableState(tuple(write.result() for write in writes), number))
 
     def close(self) -> None:
         """Wait for all pending commits. Raises CommitError when one failed."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
@@ -53,25 +54,26 @@ class Epoch:
         if self._gathered_bytes >= self._flush_bytes:
             self._write_gathered()
 
-    def seal(self, marker: Marker) -> tuple[PendingCommit | None, Marker]:
-        """Write what is left; gives the pending commit, None when nothing changes, and the marker after `marker`.
+    def seal(self, marker: Marker) -> tuple[Callable[[], PendingCommit] | None, Marker]:
+        """Take no more changes; gives what writes the rest, None when nothing changes, and the marker after `marker`.
 
-        Raises UnreachableError when the rows can't be written.
+        The former may run on another thread, once; it gives the pending commit, and raises UnreachableError when the
+        rows can't be written.
         """
-        self._write_gathered()
-        keys = {key for part in self._parts for key in part.keys}
-        files = [file for part in self._without_superseded_rows() for file in part]
-        if not files and not keys:
+        if not self._changes and not self._parts:
             return None, marker.advanced(self._positions)
         marker = marker.advanced(self._positions, commit_number=marker.commit_number + 1)
-        pending = PendingCommit(
+        return partial(self._write, marker), marker
+
+    def _write(self, marker: Marker) -> PendingCommit:
+        self._write_gathered()
+        return PendingCommit(
             table=self._spec.identifier,
-            data_files=tuple(store_file(file) for file in files),
-            keys=tuple(keys),
+            data_files=tuple(store_file(file) for part in self._without_superseded_rows() for file in part),
+            keys=tuple({key for part in self._parts for key in part.keys}),
             marker=marker,
             starts=lowest_positions(self._positions),
         )
-        return pending, marker
 
     def _write_gathered(self) -> None:
         if not self._changes:

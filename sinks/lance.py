@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
 import bytewax.operators as op
@@ -28,6 +29,7 @@ from core.first_error import noted
 from core.markers import Marker
 from core.records import Note, Position, Vector
 from core.recovery.ownership import check_ownership
+from core.recovery.under_way import once_stored
 from core.settings import Settings
 from core.telemetry import COMMITS
 from sinks import lance_pending
@@ -209,6 +211,7 @@ class VectorPart(StatefulSinkPartition[Note, VectorState]):
             self._resume(pending)
         lance_pending.sweep(settings, named={pending.path for pending in named})
         self._queue: CommitQueue[_Stored] = CommitQueue(self._commit, name=PART)
+        self._references: dict[Future[_Stored], PendingMerge] = {}
 
     @property
     def marker(self) -> Marker:
@@ -221,22 +224,36 @@ class VectorPart(StatefulSinkPartition[Note, VectorState]):
         self._pending += values
 
     def snapshot(self) -> VectorState:
-        """Store the epoch's rows and hand them to the thread that merges; waits while too many are pending.
+        """Begin to store the epoch's rows; waits while too many merges are pending.
 
-        Raises what an earlier epoch's merge failed with, UnreachableError when the rows can't be stored.
+        Raises what an earlier epoch failed with, UnreachableError when its rows could not be stored among it.
         """
         again = covered_ids(self._pending, self._marker)
         if again:
             # What is on its way counts as stored, and the dataset has no other user then.
             self._queue.wait()
         stored = self._stored_positions(again) if again else {}
-        if lacking := uncommitted(self._pending, self._marker, stored, leaves_nothing=_leaves_nothing):
-            epoch = self._epoch_of(lacking)
-            self._queue.submit(_Stored(lance_pending.store(self._settings, epoch), epoch))
-            self._marker = epoch.marker
+        lacking = uncommitted(self._pending, self._marker, stored, leaves_nothing=_leaves_nothing)
         self._pending.clear()
+        write = self._begin(lacking) if lacking else None
         self._queue.wait(at_most=MAX_PENDING_MERGES)
-        return VectorState(tuple(one.reference for one in self._queue.unconfirmed()))
+        unconfirmed = self._queue.unconfirmed()
+        self._references = {write: self._references[write] for write in unconfirmed}
+        state = VectorState(tuple(self._references.values()))
+        return once_stored(state, write) if write else state
+
+    def _begin(self, notes: list[Note]) -> Future[_Stored]:
+        epoch = self._epoch_of(notes)
+        reference = lance_pending.name(epoch)
+        self._marker = epoch.marker
+
+        def write() -> _Stored:
+            lance_pending.store(self._settings, reference, epoch)
+            return _Stored(reference, epoch)
+
+        written = self._queue.submit(write)
+        self._references[written] = reference
+        return written
 
     def close(self) -> None:
         """Wait until all is merged. Raises what a merge failed with."""

@@ -2,8 +2,9 @@
 
     vectors/pending/NUMBER-ID.arrow         the rows; schema metadata says of which notes, and the marker
 
-A merge takes a dozen requests, and the longer the larger the dataset is; the stream waits for one, which stores the
-rows. The recovery state names the object, so that a restart merges what a killed process had not.
+A merge takes a dozen requests, and the longer the larger the dataset is; before a recovery snapshot is published only
+one is waited for, which stores the rows. The recovery state names the object, so that a restart merges what a killed
+process had not.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from core.markers import Marker
 from core.records import Position
 from core.settings import Settings
 
-__all__ = ["PendingMerge", "StoredEpoch", "VectorState", "fetch", "forget", "store", "sweep"]
+__all__ = ["PendingMerge", "StoredEpoch", "VectorState", "fetch", "forget", "name", "store", "sweep"]
 
 PREFIX = "vectors/pending/"
 
@@ -90,16 +91,19 @@ class VectorState:
     pending: tuple[PendingMerge, ...] = ()
 
 
-def store(settings: Settings, epoch: StoredEpoch) -> PendingMerge:
-    """Store an epoch. Raises MissingError without a bucket, UnreachableError when S3 does not take it."""
+def name(epoch: StoredEpoch) -> PendingMerge:
+    """Say where an epoch will be stored."""
     number = epoch.marker.commit_number
-    pending = PendingMerge(f"{PREFIX}{number:08d}-{uuid.uuid4().hex}.arrow", number)
+    return PendingMerge(f"{PREFIX}{number:08d}-{uuid.uuid4().hex}.arrow", number)
+
+
+def store(settings: Settings, pending: PendingMerge, epoch: StoredEpoch) -> None:
+    """Store an epoch. Raises MissingError without a bucket, UnreachableError when S3 does not take it."""
     with _reaching(settings, pending.path):
         try:
             obstore.put(aws.object_store(settings), pending.path, epoch.to_bytes())
         except FileNotFoundError as error:
             raise MissingError(f'bucket "{settings.bucket}" does not exist: run `pkm init`') from error
-    return pending
 
 
 def fetch(settings: Settings, pending: PendingMerge) -> StoredEpoch | None:

@@ -27,12 +27,12 @@ from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 from slatedb import uniffi  # type: ignore[import-untyped]
 
 from core.async_thread import AsyncThread, finished
-from core.deferred import deferred
-from core.errors import FencedError
-from core.first_error import noted
+from core.errors import FencedError, PkmError
+from core.first_error import note_beside, noted
 from core.markers import Marker
 from core.records import Note
 from core.recovery.ownership import check_ownership
+from core.recovery.under_way import once_stored
 from core.settings import Settings
 from core.telemetry import COMMITS
 from sinks import metadata_keys, metadata_store
@@ -108,7 +108,7 @@ class MetadataPart(StatefulSinkPartition[Note, str]):
         self._name = name
         self._pending: list[Note] = []
         self._committing: list[Note] = []
-        self._running: Future[str] | None = None
+        self._running: Future[None] | None = None
         self._fenced = False
         self._thread = AsyncThread(f"metadata-{name}")
         # The engine drops partitions without closing them when any step of the flow fails.
@@ -127,20 +127,24 @@ class MetadataPart(StatefulSinkPartition[Note, str]):
         self._pending += values
 
     def snapshot(self) -> str:
-        """Begin to commit the epoch; the state, which is the marker as JSON, is there when all is durable."""
+        """Begin to commit the epoch; the state is what the part then covers, as JSON.
+
+        Raises what the commit of the epoch before failed with.
+        """
         self._finish()
         self._committing, self._pending = self._pending, []
+        covered = self._marker.advanced(note.event.position for note in self._committing)
         work = self._end_epoch(self._committing)
         self._running = running = self._thread.start(work, seconds=self._settings.retry_seconds)
-        return deferred(lambda: self._result(running))
+        running.add_done_callback(self._note_failure)
+        return once_stored(covered.to_json(), running, wait=lambda: self._result(running))
 
-    async def _end_epoch(self, notes: list[Note]) -> str:
+    async def _end_epoch(self, notes: list[Note]) -> None:
         again = covered_ids(notes, self._marker)
         records = await self._stored_records(again) if again else {}
         stored = {note_id: position_of(record) for note_id, record in records.items() if record is not None}
         if lacking := uncommitted(notes, self._marker, stored, leaves_nothing=_is_deletion):
             await self._commit(lacking)
-        return self._marker.to_json()
 
     async def _commit(self, pending: list[Note]) -> None:
         newest = newest_versions(pending)
@@ -181,8 +185,14 @@ class MetadataPart(StatefulSinkPartition[Note, str]):
         finally:
             self._close_thread()
 
+    def _note_failure(self, running: Future[None]) -> None:
+        try:
+            if not running.cancelled():
+                self._result(running)
+        except PkmError as error:
+            note_beside(error)
+
     def _finish(self) -> None:
-        # Without a recovery store nobody asks for the state of the epoch before.
         running, self._running = self._running, None
         if running is not None and running.cancelled():
             self._pending = self._committing + self._pending

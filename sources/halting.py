@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 from bytewax.inputs import StatefulSourcePartition
 
 from core import stopping
-from core.first_error import noted
+from core.first_error import noted, raise_beside
 from core.halt import Halt
 
 __all__ = ["HaltingPartition"]
@@ -35,10 +35,12 @@ class HaltingPartition(StatefulSourcePartition[X, S], Generic[X, S]):
     def next_batch(self) -> list[X]:
         """Return the partition's items; none once the halt is requested.
 
-        Raises the halt's error when the epoch in which it was requested has ended everywhere.
+        Raises the halt's error when the epoch in which it was requested has ended everywhere, and what has failed
+        beside the stream.
         """
         error = self._halt.error
         with noted():
+            raise_beside()
             if error is None or stopping.requested():
                 return list(self._partition.next_batch())
             if self._epochs_ended >= EPOCHS:

@@ -125,7 +125,7 @@ class KinesisPartition(StatefulSourcePartition[Item, Mapping[str, Any]]):
             return list(notices)
         ready = next((shard_id for shard_id, reading in self._readings.items() if reading.ready), None)
         if ready is not None:
-            return list(self._hand_on(ready))
+            return [] if self._phase.is_over(now) else list(self._hand_on(ready))
         if self._finished():
             if self._end_announced:
                 raise StopIteration
@@ -313,6 +313,7 @@ class KinesisPartition(StatefulSourcePartition[Item, Mapping[str, Any]]):
         reading = self._readings[shard_id] = self._readings.pop(shard_id)
         records = reading.take(self._pace.records)
         self._pace.handed_on(len(records), self._monotonic())
+        self._phase.handed_on(len(records))
         self._state = self._state.with_shard(shard_id, reading.state)
         if reading.state.drained:
             # Its children may not be known yet; until they are, the last listing holds the watermark back.

@@ -1,4 +1,8 @@
-"""Keeps the epochs of source partitions on different workers in step.
+"""Ends the epochs of a source partition when they are due, and keeps those of different workers in step.
+
+Bytewax looks at the clock after it has asked a partition for items. Whatever is handed on when an epoch is over
+already would still belong to it, and the commit wait for one batch more: with batches of models that is as long as
+the epoch itself.
 
 Bytewax measures a partition's epoch from when the partition closed its last one, but asks it for items only when all
 workers have closed the epoch before. A partition that once closed an epoch while another worker was busy is from then
@@ -26,6 +30,7 @@ class Phase:
         self._epoch_began = now
         self._length = epoch_seconds
         self._asked = 0
+        self._handed_on = False
         self._shift = False
         self._pause_epochs = 1
         self._starved_epochs = 0
@@ -39,9 +44,21 @@ class Phase:
             self._shift = False
             self.hold_until = now + WAIT_EPOCHS * min(self._epoch_seconds, self._length)
 
+    def handed_on(self, records: int) -> None:
+        """Note that so many records were handed on."""
+        self._handed_on = self._handed_on or records > 0
+
+    def is_over(self, now: float) -> bool:
+        """Whether the epoch has to end before more is handed on.
+
+        Never before it has had something: a partition that is asked too late in each epoch still gets on.
+        """
+        return self._handed_on and now - self._epoch_began >= self._epoch_seconds
+
     def epoch_ended(self, now: float, *, backlog: bool) -> None:
         """Note the end of an epoch; `backlog` tells whether the partition had more to give."""
         self._length, self._epoch_began = now - self._epoch_began, now
+        self._handed_on = False
         starved, self._asked = backlog and self._asked == 1, 0
         if not starved:
             self._pause_epochs, self._starved_epochs = 1, 0

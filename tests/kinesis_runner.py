@@ -15,6 +15,7 @@ from sources.kinesis_partition import KinesisPartition
 from sources.kinesis_state import PartitionState, ShardStart
 
 SHARD = shard_name(0)
+EPOCH = timedelta(seconds=1)
 
 
 class HangingCalls(InlineCalls):
@@ -67,7 +68,7 @@ class Runner:
             until_caught_up=until_caught_up,
             on_data_loss=on_data_loss,  # type: ignore[arg-type]
             patience=timedelta(seconds=30),
-            epoch=timedelta(seconds=1),
+            epoch=EPOCH,
             calls=calls or InlineCalls(),
             board=self.board,
             now=lambda: stream.time,
@@ -77,6 +78,7 @@ class Runner:
         self.records: list[RawRecord] = []
         self.watermarks: list[Watermark] = []
         self.ended = False
+        self._epoch_began = stream.time
 
     @property
     def data(self) -> list[str]:
@@ -96,6 +98,8 @@ class Runner:
         for notice in batch:
             if isinstance(notice, Notice):
                 self.board.post(notice)
+        if self.stream.time - self._epoch_began >= EPOCH:
+            self.epoch()
         return batch
 
     def run(self, seconds: float) -> None:
@@ -111,4 +115,5 @@ class Runner:
         raise AssertionError("the partition did not end")
 
     def epoch(self) -> Any:
+        self._epoch_began = self.stream.time
         return pickle.loads(pickle.dumps(self.part.snapshot()))

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+
 import obstore
 from pydantic import SecretStr
 
 from core import aws
 from core.recovery import Snapshot, SnapshotStore
+from core.recovery.directory import DATABASE
 from core.settings import Settings
 
 __all__ = [
     "CONTENT",
+    "eventually",
     "newest_of",
     "object_names",
     "overwrite",
     "publish_one",
     "read_object",
+    "run_once",
     "with_changes",
     "with_key",
 ]
@@ -53,3 +62,22 @@ def overwrite(settings: Settings, name: str, content: bytes) -> None:
 
 def read_object(settings: Settings, name: str) -> bytes:
     return bytes(obstore.get(aws.object_store(settings), f"snapshots/counting/{name}").bytes())
+
+
+def eventually(condition: Callable[[], object], otherwise: str, *, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, otherwise
+        time.sleep(0.05)
+
+
+def run_once(directory: Path, *, epoch: int, state: bytes, workers: int = 1) -> None:
+    """Write to the database what bytewax writes at the end of an epoch."""
+    with contextlib.closing(sqlite3.connect(directory / DATABASE)) as database, database:
+        database.execute(
+            "INSERT OR IGNORE INTO exs (ex_num, worker_count, resume_epoch) VALUES (0, ?, 1)", (workers,)
+        )
+        database.execute("INSERT INTO snaps (step_id, state_key, snap_epoch, ser_change) VALUES ('s', 'k', ?, ?)",
+                         (epoch, state))  # fmt: skip
+        database.execute("INSERT OR REPLACE INTO fronts (ex_num, worker_index, worker_frontier) VALUES (0, 0, ?)",
+                         (epoch + 1,))  # fmt: skip

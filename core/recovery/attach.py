@@ -22,7 +22,7 @@ from core import stopping
 from core.errors import FencedError, PkmError, ResourceError, SnapshotError
 from core.memory import check_room, keep_off_disks, private_folder
 from core.recovery import directory as folder
-from core.recovery import ownership
+from core.recovery import ownership, under_way
 from core.recovery.fit import UNKNOWN, shape_of
 from core.recovery.manifest import Snapshot
 from core.recovery.process import CLOSE_SECONDS, FENCED, FULL, PUBLISHED, CopierProcess
@@ -113,12 +113,14 @@ class RecoverySession:
                 execution=self.restored.execution,
                 snapshot=self.restored.snapshot.id if self.restored.snapshot else None,
             )
+            self._writes = under_way.UnderWay(self.directory)
             self._copier = CopierProcess(
                 settings, flow=flow, directory=self.directory, execution=self.restored.execution
             )
             store = SnapshotStore(settings, flow=flow)
             self._check_ownership = partial(store.check, self.restored.execution)
             ownership.hold(self._check_ownership)
+            under_way.hold(self._writes)
         stopping.when_given_up(self._give_up)
 
     def close(self) -> None:
@@ -145,8 +147,10 @@ class RecoverySession:
         if running is None or self.restored is None:
             return
         ownership.release(self._check_ownership)
+        under_way.release(self._writes)
         left = stopping.remaining_seconds()
         code = running.stop(seconds=CLOSE_SECONDS if left is None else max(left - EXIT_SECONDS, 0.0))
+        self._writes.close()
         self.restored.lock.release()
         if code == FENCED:
             raise FencedError(

@@ -30,6 +30,7 @@ from core.memory import check_room
 from core.recovery.directory import DATABASE
 from core.recovery.process import FENCED, FULL, LAST_COPY_SECONDS, PUBLISHED, UNPUBLISHED
 from core.recovery.store import SnapshotStore
+from core.recovery.under_way import Begun
 from core.settings import Settings, load_settings
 from core.stopping import FENCE_SIGNAL
 from core.telemetry import configure_logging
@@ -37,6 +38,8 @@ from core.telemetry import configure_logging
 __all__ = ["RESUMED_STATE", "DatabaseCopy", "copy_database", "main"]
 
 POLL_SECONDS = 0.1
+# A write that ends with the flow is told a moment later.
+ENDED_SECONDS = 1.0
 BUSY_SECONDS = 5.0
 MAX_BACK_OFF_SECONDS = 60.0
 
@@ -175,13 +178,30 @@ class _Copier:
             newest = manifest.newest if manifest else None
             self._published_state = newest.state_digest if newest else hashlib.sha256().hexdigest()
         # bytewax writes at the end of every epoch, also when nothing happened; only state is worth a copy.
-        if copy.state_digest == self._published_state:
+        if copy.state_digest == self._published_state or not self._stored():
             return False
         snapshot = self._store.publish(
             copy.content, execution=self._execution, epoch=copy.epoch, state_digest=copy.state_digest
         )
         self._published_state = copy.state_digest
         _log.debug("recovery snapshot published", uri=self._store.uri(snapshot), epoch=copy.epoch)
+        return True
+
+    def _stored(self) -> bool:
+        """Wait until all that the copy speaks of is stored; False when it never will be."""
+        try:
+            begun = Begun(self._database.parent)
+        except FileNotFoundError:  # the folder was removed with the machine, so to speak
+            return False
+        with contextlib.closing(begun):
+            ended_at = None
+            while not begun.stored:
+                if self._parent_ended(POLL_SECONDS):
+                    ended_at = ended_at or time.monotonic()
+                    time.sleep(POLL_SECONDS)
+                if begun.failed or (ended_at is not None and time.monotonic() - ended_at > ENDED_SECONDS):
+                    _log.warning("what the newest state speaks of was not stored: an older snapshot will be resumed")
+                    return False
         return True
 
     def _finish(self) -> int:

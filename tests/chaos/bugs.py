@@ -10,6 +10,7 @@ BUGS = {
     "no_marker": "sinks do not look at their marker",
     "no_durability": "the metadata store does not wait until a batch is durable",
     "no_references": "a snapshot is published without the commits that are still to be made",
+    "no_waiting": "a snapshot is published before what it speaks of is stored",
     "no_look_up": "what a marker covers is dropped without a look into the table",
     "no_history": "a restart decides anew what became of a record",
 }
@@ -42,10 +43,21 @@ def _plant_no_durability() -> None:
 
 
 def _plant_no_references() -> None:
+    from core.deferred import settled
     from sinks.iceberg import TablePartition, TableState
 
     snapshot = TablePartition.snapshot
-    TablePartition.snapshot = lambda part: TableState((), snapshot(part).commit_number)  # type: ignore[method-assign]
+
+    def without_references(part: TablePartition) -> TableState:
+        return TableState((), settled(snapshot(part)).commit_number)
+
+    TablePartition.snapshot = without_references  # type: ignore[method-assign]
+
+
+def _plant_no_waiting() -> None:
+    from core.recovery.under_way import Begun
+
+    Begun.stored = True  # type: ignore[method-assign, assignment]
 
 
 def _plant_no_look_up() -> None:

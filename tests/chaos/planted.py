@@ -25,6 +25,9 @@ def differences_with(world: World, bug: str) -> list[str]:
         case "no_references":
             world.feeder.send(30)
             world.die_at("snapshot:manifest:after", layout=ONE, passage=2, CHAOS_SLOW="bronze.notes:commit")
+        case "no_waiting":
+            world.feeder.send(30)
+            world.die_at("snapshot:manifest:after", layout=ONE, passage=2, CHAOS_SLOW="metadata:write")
         case "no_look_up":
             die_before_the_dead_letter(world)
         case "no_history":

@@ -11,7 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ from core.recovery.copier import RESUMED_STATE
 from core.recovery.directory import DATABASE
 from core.settings import Settings
 from loopback import cluster_addresses
+from snapshots import eventually
 
 TESTS = Path(__file__).parents[1]
 
@@ -94,7 +95,7 @@ def runner(tmp_path: Path, settings: Settings) -> Iterator[Runner]:
     yield runner
     runner.end()
     # The copier outlives a killed flow for a moment.
-    _eventually(lambda: not _copiers(settings.recovery_dir), "a copier still runs")
+    eventually(lambda: not _copiers(settings.recovery_dir), "a copier still runs")
 
 
 def _copiers(directory: Path) -> list[int]:
@@ -105,13 +106,6 @@ def _copiers(directory: Path) -> list[int]:
             if "core.recovery.copier" in words and any(word.startswith(str(directory)) for word in words):
                 found.append(int(path.parent.name))
     return found
-
-
-def _eventually(condition: Callable[[], object], otherwise: str, *, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, otherwise
-        time.sleep(0.05)
 
 
 ENDLESS = 1_000_000
@@ -151,10 +145,10 @@ def test_a_flow_killed_in_the_middle_goes_on_from_s3_on_an_empty_disk(
     runner: Runner, arguments: Sequence[str]
 ) -> None:
     process = runner.start(*arguments, last=ENDLESS)
-    _eventually(lambda: runner.manifest_length() >= 1, "no snapshot was published")
+    eventually(lambda: runner.manifest_length() >= 1, "no snapshot was published")
     process.kill()
     process.wait()
-    _eventually(lambda: not _copiers(runner.directory), "the copier outlived the flow")
+    eventually(lambda: not _copiers(runner.directory), "the copier outlived the flow")
     _assert_every_snapshot_is_one_cut(runner.settings)
     last = runner.numbers_read() + 50
     shutil.rmtree(runner.directory)
@@ -171,12 +165,12 @@ def test_a_cluster_of_two_goes_on_as_one_process(runner: Runner) -> None:
         runner.start("-i", number, "-a", addresses, last=ENDLESS, directory=runner.directory / f"of-{number}")
         for number in ("0", "1")
     ]
-    _eventually(lambda: runner.manifest_length() >= 1, "no snapshot was published")
+    eventually(lambda: runner.manifest_length() >= 1, "no snapshot was published")
     assert list((runner.directory / "of-1").glob("part-*")) == []
     for process in cluster:
         process.kill()
         process.wait()
-    _eventually(lambda: not _copiers(runner.directory), "the copier outlived the flow")
+    eventually(lambda: not _copiers(runner.directory), "the copier outlived the flow")
     _assert_every_snapshot_is_one_cut(runner.settings)
     last = runner.numbers_read() + 50
     shutil.rmtree(runner.directory)
@@ -188,7 +182,7 @@ def test_a_cluster_of_two_goes_on_as_one_process(runner: Runner) -> None:
 def test_processes_that_share_a_directory_do_not_wipe_it_under_each_other(runner: Runner) -> None:
     addresses = cluster_addresses(2)
     first = runner.start("-i", "0", "-a", addresses, last=100)
-    _eventually(lambda: (runner.directory / DATABASE).exists(), "nothing was restored")
+    eventually(lambda: (runner.directory / DATABASE).exists(), "nothing was restored")
     second = runner.start("-i", "1", "-a", addresses, last=100)
     assert (first.wait(60), second.wait(60)) == (0, 0)
     assert runner.counts() == _exactly(100)
@@ -214,7 +208,7 @@ def test_several_partitions_in_the_directory_are_replaced_by_one(runner: Runner)
 
 def test_sigterm_closes_the_sinks_and_the_last_copy_is_published(runner: Runner) -> None:
     process = runner.start(last=ENDLESS)
-    _eventually(lambda: runner.manifest_length() >= 1, "no snapshot was published")
+    eventually(lambda: runner.manifest_length() >= 1, "no snapshot was published")
     process.terminate()
     assert process.wait(30) == 0
     assert runner.result.with_suffix(".closed").exists()
@@ -223,7 +217,7 @@ def test_sigterm_closes_the_sinks_and_the_last_copy_is_published(runner: Runner)
 
 def test_a_second_execution_stops_the_first(runner: Runner) -> None:
     first = runner.start(last=ENDLESS, IDLE="1")
-    _eventually(lambda: runner.manifest_length() >= 1, "no snapshot was published")
+    eventually(lambda: runner.manifest_length() >= 1, "no snapshot was published")
     second = runner.start(last=ENDLESS, directory=runner.directory / "second")
     assert first.wait(60) != 0
     assert second.poll() is None
@@ -233,8 +227,8 @@ def test_a_second_execution_stops_the_first(runner: Runner) -> None:
 def test_an_idle_flow_uploads_nothing_although_bytewax_writes_every_epoch(runner: Runner) -> None:
     process = runner.start(last=20, IDLE="1")
     log = runner.directory / f"{DATABASE}-wal"
-    _eventually(lambda: runner.counts() == _exactly(20) if runner.result.exists() else False, "not counted")
-    _eventually(lambda: runner.manifest_length() >= 1, "no snapshot was published")
+    eventually(lambda: runner.counts() == _exactly(20) if runner.result.exists() else False, "not counted")
+    eventually(lambda: runner.manifest_length() >= 1, "no snapshot was published")
     time.sleep(1.2)
     published, written = runner.manifest_length(), log.stat().st_mtime_ns
     time.sleep(1.6)
@@ -245,11 +239,11 @@ def test_an_idle_flow_uploads_nothing_although_bytewax_writes_every_epoch(runner
 
 def test_a_copier_that_dies_is_started_again(runner: Runner) -> None:
     runner.start(last=ENDLESS)
-    _eventually(lambda: runner.manifest_length() >= 1, "no snapshot was published")
+    eventually(lambda: runner.manifest_length() >= 1, "no snapshot was published")
     (copier,) = _copiers(runner.directory)
     os.kill(copier, signal.SIGKILL)
     before = runner.manifest_length()
-    _eventually(lambda: runner.manifest_length() >= before + 2, "nothing more was published")
+    eventually(lambda: runner.manifest_length() >= before + 2, "nothing more was published")
     assert _copiers(runner.directory) != [copier]
 
 
@@ -269,7 +263,7 @@ def test_a_flow_with_another_step_is_refused_until_that_is_accepted(runner: Runn
 def test_a_flow_is_stopped_before_memory_is_full_and_goes_on_when_there_is_room(runner: Runner) -> None:
     limit = {"PKM_MEMORY_DIR_BYTES": str(16 * 1024**2)}
     process = runner.start(last=ENDLESS, **limit)
-    _eventually(lambda: runner.manifest_length() >= 1, "no snapshot was published")
+    eventually(lambda: runner.manifest_length() >= 1, "no snapshot was published")
     ballast = runner.directory / "ballast"
     ballast.write_bytes(bytes(12 * 1024**2))
     assert process.wait(30) == 1

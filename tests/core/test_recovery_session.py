@@ -8,8 +8,6 @@ import pickle
 import signal
 import sqlite3
 import stat
-import time
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -29,25 +27,7 @@ from core.recovery.directory import DATABASE, DirectoryLock, in_memory
 from core.recovery.ownership import check_ownership
 from core.settings import Settings
 from core.stopping import FENCE_SIGNAL
-
-
-def _eventually(condition: Callable[[], object], otherwise: str, *, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, otherwise
-        time.sleep(0.05)
-
-
-def _run_once(directory: Path, *, epoch: int, state: bytes, workers: int = 1) -> None:
-    """Write to the database what bytewax writes at the end of an epoch."""
-    with contextlib.closing(sqlite3.connect(directory / DATABASE)) as database, database:
-        database.execute(
-            "INSERT OR IGNORE INTO exs (ex_num, worker_count, resume_epoch) VALUES (0, ?, 1)", (workers,)
-        )
-        database.execute("INSERT INTO snaps (step_id, state_key, snap_epoch, ser_change) VALUES ('s', 'k', ?, ?)",
-                         (epoch, state))  # fmt: skip
-        database.execute("INSERT OR REPLACE INTO fronts (ex_num, worker_index, worker_frontier) VALUES (0, 0, ?)",
-                         (epoch + 1,))  # fmt: skip
+from snapshots import eventually, run_once
 
 
 def _state(directory: Path) -> list[bytes]:
@@ -67,7 +47,7 @@ def test_a_session_publishes_at_its_end_and_the_next_one_restores_it(settings: S
         assert running.restored is not None
         assert running.restored.snapshot is None
         assert stat.S_IMODE(one.stat().st_mode) == 0o700
-        _run_once(one, epoch=5, state=b"five")
+        run_once(one, epoch=5, state=b"five")
     assert list(one.glob("part-*")) == []
     restored = _restored(settings, two)
     assert restored.execution == 2
@@ -93,16 +73,16 @@ def test_the_copier_goes_on_after_a_fault(
         objects = aws.object_store(settings)
         intact = bytes(obstore.get(objects, path).bytes())
         obstore.put(objects, path, b"damaged")
-        _run_once(tmp_path / "one", epoch=5, state=b"five")
-        _eventually(lambda: "recovery snapshot failed" in capfd.readouterr().err, "no fault was logged")
+        run_once(tmp_path / "one", epoch=5, state=b"five")
+        eventually(lambda: "recovery snapshot failed" in capfd.readouterr().err, "no fault was logged")
         obstore.put(objects, path, intact)
-        _eventually(lambda: (found := store.manifest()) and found.newest, "nothing was published")
+        eventually(lambda: (found := store.manifest()) and found.newest, "nothing was published")
 
 
 def test_a_session_that_was_superseded_says_so(settings: Settings, tmp_path: Path) -> None:
     def run() -> None:
         with session(settings, flow="counting", directory=tmp_path / "one"):
-            _run_once(tmp_path / "one", epoch=5, state=b"five")
+            run_once(tmp_path / "one", epoch=5, state=b"five")
             SnapshotStore(settings, flow="counting").claim()
 
     # The copier also sends a signal; here it must only be survived.
@@ -133,7 +113,7 @@ def test_a_session_that_was_superseded_may_not_take_stores_over(settings: Settin
 def test_an_error_in_a_session_is_not_hidden_and_the_state_is_kept(settings: Settings, tmp_path: Path) -> None:
     def run() -> None:
         with session(settings, flow="counting", directory=tmp_path / "one"):
-            _run_once(tmp_path / "one", epoch=5, state=b"five")
+            run_once(tmp_path / "one", epoch=5, state=b"five")
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -164,7 +144,7 @@ def test_what_lies_in_the_directory_is_replaced_by_what_is_on_s3(settings: Setti
 
 def test_a_forged_snapshot_never_reaches_the_directory(settings: Settings, tmp_path: Path) -> None:
     with session(settings, flow="counting", directory=tmp_path / "one"):
-        _run_once(tmp_path / "one", epoch=5, state=b"five")
+        run_once(tmp_path / "one", epoch=5, state=b"five")
     manifest = SnapshotStore(settings, flow="counting").manifest()
     assert manifest is not None
     assert manifest.newest is not None
@@ -225,7 +205,7 @@ def test_the_resume_epoch_is_that_of_the_slowest_worker(settings: Settings, tmp_
     _restored(settings, tmp_path)
     assert copy_database(tmp_path / DATABASE) is None
     assert copy_database(tmp_path / "part-7.sqlite3") is None
-    _run_once(tmp_path, epoch=5, state=b"five", workers=2)
+    run_once(tmp_path, epoch=5, state=b"five", workers=2)
     first = copy_database(tmp_path / DATABASE)
     assert first is not None
     assert first.epoch == 1  # worker 1 has finished no epoch yet
@@ -240,7 +220,7 @@ def test_the_state_digest_follows_the_state_and_not_the_epoch(settings: Settings
     _restored(settings, tmp_path)
     digests = []
     for epoch, state in ((5, b"five"), (6, b"five"), (7, b"six"), (8, b"five")):
-        _run_once(tmp_path, epoch=epoch, state=state)
+        run_once(tmp_path, epoch=epoch, state=state)
         copy = copy_database(tmp_path / DATABASE)
         assert copy is not None
         assert copy.epoch == epoch + 1
@@ -282,7 +262,7 @@ def test_state_of_an_epoch_that_was_never_completed_does_not_return_with_a_later
 
 def test_a_damaged_database_is_not_copied(settings: Settings, tmp_path: Path) -> None:
     _restored(settings, tmp_path)
-    _run_once(tmp_path, epoch=1, state=bytes(1_000_000))
+    run_once(tmp_path, epoch=1, state=bytes(1_000_000))
     with contextlib.closing(sqlite3.connect(tmp_path / DATABASE)) as database, database:
         database.executemany(
             "INSERT INTO snaps (step_id, state_key, snap_epoch, ser_change) VALUES ('s', ?, 1, ?)",

@@ -17,6 +17,7 @@ from pyiceberg.table import Table
 from pyiceberg.table.snapshots import Snapshot
 
 from builders import document_of, event_of, record_of
+from core.deferred import settled
 from core.errors import CommitError, MissingError
 from core.records import Chunk, Document, Failure, Note, WindowAggregate
 from core.settings import Settings
@@ -111,7 +112,7 @@ def test_each_epoch_with_rows_is_one_commit(settings: Settings) -> None:
     part.write_batch(changes(BRONZE_NOTES, document(1), document(2)))
     part.write_batch(changes(BRONZE_NOTES, document(3)))
     part.snapshot()
-    assert part.snapshot().commit_number == 1
+    assert settled(part.snapshot()).commit_number == 1
     part.write_batch(changes(BRONZE_NOTES, document(4)))
     part.snapshot()
     part.close()
@@ -143,13 +144,13 @@ def test_a_crash_before_the_commit_loses_nothing(settings: Settings) -> None:
     part.write_batch(changes(BRONZE_NOTES, document(1)))
     part.snapshot()
     part.write_batch(changes(BRONZE_NOTES, document(2)))
-    state = part.snapshot()
+    state = settled(part.snapshot())
     assert [pending.commit_number for pending in state.pending] == [1, 2]
     assert event_ids(settings) == []
     resumed = build(settings, BRONZE_NOTES, state)
     assert event_ids(settings) == ["event-1", "event-2"]
     resumed.write_batch(changes(BRONZE_NOTES, document(3)))
-    assert resumed.snapshot().commit_number == 3
+    assert settled(resumed.snapshot()).commit_number == 3
     resumed.close()
     assert event_ids(settings) == ["event-1", "event-2", "event-3"]
 
@@ -157,7 +158,7 @@ def test_a_crash_before_the_commit_loses_nothing(settings: Settings) -> None:
 def test_a_crash_after_the_commit_doubles_nothing(settings: Settings) -> None:
     part, gate = gated(settings, BRONZE_NOTES)
     part.write_batch(changes(BRONZE_NOTES, document(1)))
-    state = part.snapshot()
+    state = settled(part.snapshot())
     gate.open.set()
     part.close()
     build(settings, BRONZE_NOTES, state).close()
@@ -170,7 +171,7 @@ def test_a_replay_from_however_old_a_state_leaves_each_row_once(settings: Settin
     part = build(settings, BRONZE_NOTES)
     for epoch in range(3):
         part.write_batch(changes(BRONZE_NOTES, document(2 * epoch), document(2 * epoch + 1)))
-        states.append(part.snapshot())
+        states.append(settled(part.snapshot()))
     part.close()
     # The epochs of the replay are cut in other places.
     resumed = build(settings, BRONZE_NOTES, states[first_read_again // 2])
@@ -184,7 +185,7 @@ def test_a_replay_of_nothing_new_makes_no_commit(settings: Settings) -> None:
     for _ in range(2):
         part = build(settings, BRONZE_NOTES)
         part.write_batch(changes(BRONZE_NOTES, document(1)))
-        assert part.snapshot().commit_number == 1
+        assert settled(part.snapshot()).commit_number == 1
         part.close()
     assert len(commits(iceberg_catalog.load(settings).load_table("bronze.notes"))) == 1
 
@@ -221,7 +222,7 @@ def test_a_crash_between_replacements_ends_with_the_newest_version(settings: Set
     part.write_batch(changes(SILVER_NOTES, note(1, "a"), note(2, "b")))
     part.snapshot()
     part.write_batch(changes(SILVER_NOTES, note(3, "a"), note(4, "b", deleted=True)))
-    state = part.snapshot()
+    state = settled(part.snapshot())
     for _ in range(2):
         build(settings, SILVER_NOTES, state).close()
         assert silver(settings) == {"a": "event-3"}
@@ -266,7 +267,7 @@ def test_the_stream_waits_when_too_many_commits_are_pending(settings: Settings) 
     part.snapshot()
     part.write_batch(changes(BRONZE_NOTES, document(2)))
     states: list[TableState] = []
-    waiting = threading.Thread(target=lambda: states.append(part.snapshot()))
+    waiting = threading.Thread(target=lambda: states.append(settled(part.snapshot())))
     waiting.start()
     waiting.join(0.3)
     assert waiting.is_alive()

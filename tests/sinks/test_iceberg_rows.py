@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import replace
 from datetime import UTC, date, datetime
 
@@ -10,10 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.errors import CommitError
 from core.markers import Marker
 from core.records import Chunk, Concept, Document, Entity, Event, Failure, Note, Position, RawRecord, WindowAggregate
-from sinks.commit_queue import CommitQueue
 from sinks.iceberg_commit import PendingCommit, Standing, standing
 from sinks.iceberg_epoch import last_per_key, lowest_positions, superseded
 from sinks.iceberg_rows import (
@@ -173,27 +170,3 @@ def test_a_commit_without_positions_is_made_unless_it_is_found() -> None:
     pending = PendingCommit("t", (), (("k",),), Marker({}, 4))
     assert standing(pending, committed=Marker({}, 9), found=False) is Standing.OPEN
     assert standing(pending, committed=Marker({}, 4), found=True) is Standing.DONE
-
-
-def test_the_queue_keeps_order_and_stops_at_the_first_failure() -> None:
-    made: list[int] = []
-    gate = threading.Event()
-
-    def commit(commit: PendingCommit) -> None:
-        gate.wait(10)
-        if commit.commit_number == 3:
-            raise CommitError("no")
-        made.append(commit.commit_number)
-
-    waiting = CommitQueue(commit, name="test")
-    commits = [PendingCommit("t", (), (), Marker({}, number)) for number in range(1, 6)]
-    for commit_ in commits:
-        waiting.submit(commit_)
-    assert waiting.unconfirmed() == tuple(commits)
-    gate.set()
-    with pytest.raises(CommitError, match="no"):
-        waiting.wait()
-    assert made == [1, 2]
-    assert waiting.unconfirmed() == tuple(commits[2:])
-    with pytest.raises(CommitError):
-        waiting.submit(commits[0])

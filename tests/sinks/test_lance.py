@@ -16,6 +16,7 @@ from bytewax.dataflow import Dataflow
 from bytewax.testing import TestingSource, cluster_main, run_main
 
 from core import aws
+from core.deferred import settled
 from core.errors import CommitError, FencedError, MissingError, SettingsError, SnapshotError, UnreachableError
 from core.markers import Marker
 from core.records import Note, Position
@@ -130,7 +131,7 @@ def killed_with_a_stored_epoch(store: Settings, monkeypatch: pytest.MonkeyPatch,
     with monkeypatch.context() as patch:
         patch.setattr(library.MergeInsertBuilder, "execute", _crash)
         part.write_batch(notes)
-        state = part.snapshot()
+        state = settled(part.snapshot())
         with pytest.raises(FencedError, match="killed"):
             part._queue.wait()
     return state
@@ -171,7 +172,7 @@ def test_an_old_snapshot_brings_no_older_version_back(
 
     monkeypatch.setattr(library.MergeInsertBuilder, "execute", slowly)
     part.write_batch([note("n1", 1, "a", "b"), note("n2", 2, "c")])
-    old = part.snapshot()
+    old = settled(part.snapshot())
     assert len(old.pending) == 1, "the stream does not wait for the merge"
     merging.set()
     one_epoch(part, [note("n1", 3, "new"), note("n2", 4, deleted=True)])
