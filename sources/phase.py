@@ -20,6 +20,9 @@ __all__ = ["Phase"]
 # One whole epoch of the other worker, and most of the next.
 WAIT_EPOCHS = 1.9
 LONGEST_PAUSE_EPOCHS = 64
+# How long an engine may take to end an epoch that we think is over. Its epochs may also be longer than the settings
+# say (`bytewax.run -s`): then it gets on after this time.
+ENDING_SECONDS = 0.05
 
 
 class Phase:
@@ -31,6 +34,7 @@ class Phase:
         self._length = epoch_seconds
         self._asked = 0
         self._handed_on = False
+        self._over_since: float | None = None
         self._shift = False
         self._pause_epochs = 1
         self._starved_epochs = 0
@@ -53,12 +57,16 @@ class Phase:
 
         Never before it has had something: a partition that is asked too late in each epoch still gets on.
         """
-        return self._handed_on and now - self._epoch_began >= self._epoch_seconds
+        if not self._handed_on or now - self._epoch_began < self._epoch_seconds:
+            return False
+        if self._over_since is None:
+            self._over_since = now
+        return now - self._over_since < ENDING_SECONDS
 
     def epoch_ended(self, now: float, *, backlog: bool) -> None:
         """Note the end of an epoch; `backlog` tells whether the partition had more to give."""
         self._length, self._epoch_began = now - self._epoch_began, now
-        self._handed_on = False
+        self._handed_on, self._over_since = False, None
         starved, self._asked = backlog and self._asked == 1, 0
         if not starved:
             self._pause_epochs, self._starved_epochs = 1, 0

@@ -50,6 +50,7 @@ class Runner:
         partitions: int = 1,
         board: Board | None = None,
         calls: Calls | None = None,
+        engine_epoch: timedelta = EPOCH,
     ) -> None:
         self.stream = stream
         self.board = board or Board()
@@ -79,6 +80,7 @@ class Runner:
         self.watermarks: list[Watermark] = []
         self.ended = False
         self._epoch_began = stream.time
+        self._engine_epoch = engine_epoch
 
     @property
     def data(self) -> list[str]:
@@ -98,7 +100,7 @@ class Runner:
         for notice in batch:
             if isinstance(notice, Notice):
                 self.board.post(notice)
-        if self.stream.time - self._epoch_began >= EPOCH:
+        if self.stream.time - self._epoch_began >= self._engine_epoch:
             self.epoch()
         return batch
 

@@ -3,8 +3,8 @@
     python -m bench.delivery [--documents 200] [--rounds 3] [--kills 5] [--only snapshots|distance|restart]
 
 The flow has one core to itself; the local AWS and the proxy before it have the other, since in production they are
-not on the flow's machine. Contenders run in turns over the same documents, each in lakehouses of their own. A rate is
-that of a stream that goes on: start-up, and the end of the last epoch, are left out (`bench.timed_flow`).
+not on the flow's machine. Contenders run in turns over the same documents, each in lakehouses of their own. A rate
+counts notes that are in all stores; the start, with the first 80 notes, is left out (`bench.timed_flow`).
 """
 
 from __future__ import annotations

@@ -40,12 +40,12 @@ def differences_with(world: World, bug: str) -> list[str]:
 def die_before_the_dead_letter(world: World) -> None:
     """Die when the documents of an epoch are stored, and its failures are not; then the object comes."""
     world.feeder.send_kinds("new", "late object", "new")
-    world.die_at("bronze.notes:commit:after", layout=ONE_EPOCH, CHAOS_SLOW="bronze.failures:commit")
+    world.die_at("bronze.notes:commit:after", layout=ONE_EPOCH, CHAOS_SLOW="bronze.failures:file")
     world.feeder.finish()
 
 
 def die_before_the_document(world: World) -> None:
     """Die when the failures of an epoch are stored, and its documents are not; then the object comes."""
     world.feeder.send_kinds("new", "late object", "new")
-    world.die_at("bronze.failures:commit:after", layout=ONE_EPOCH, CHAOS_SLOW="bronze.notes:commit")
+    world.die_at("bronze.failures:commit:after", layout=ONE_EPOCH, CHAOS_SLOW="bronze.notes:file")
     world.feeder.finish()

@@ -57,3 +57,13 @@ def test_an_epoch_that_has_had_nothing_gets_a_batch_however_late_the_partition_i
         stream.time += timedelta(seconds=2)
         runner.step()
     assert len(runner.data) > before
+
+
+def test_an_engine_with_longer_epochs_than_the_settings_say_gets_batches_all_the_while(stream: MemoryStream) -> None:
+    runner = Runner(stream, engine_epoch=timedelta(seconds=30))
+    while len(runner.data) < 9:
+        runner.step()
+    stream.time += timedelta(seconds=2)
+    assert runner.step() == []
+    runner.run(0.5)
+    assert len(runner.data) == 200
