@@ -15,6 +15,10 @@ __all__ = ["CommitQueue"]
 
 P = TypeVar("P")
 
+# Between an epoch's write and its commit: what the stream waits for (the other sinks' writes, and the next documents)
+# goes first, and the commit's dozen requests follow while models work.
+HEAD_START_SECONDS = 0.5
+
 
 class CommitQueue(Generic[P]):
     """Writes epochs on one thread and commits them on another, so that a write never waits for an earlier commit.
@@ -28,6 +32,7 @@ class CommitQueue(Generic[P]):
         self._unconfirmed: list[Future[P]] = []
         self._failure: Exception | None = None
         self._changed = threading.Condition()
+        self._awaited = threading.Event()
         self._unwritten: queue.SimpleQueue[tuple[Callable[[], P], Future[P]] | None] = queue.SimpleQueue()
         self._uncommitted: queue.SimpleQueue[Future[P] | None] = queue.SimpleQueue()
         for work, doing in ((self._write_all, "write"), (self._commit_all, "commit")):
@@ -54,7 +59,10 @@ class CommitQueue(Generic[P]):
     def wait(self, *, at_most: int = 0) -> None:
         """Wait until at most so many commits are unconfirmed. Raises what a write or a commit failed with."""
         with self._changed:
+            if len(self._unconfirmed) > at_most:
+                self._awaited.set()
             self._changed.wait_for(lambda: self._failure is not None or len(self._unconfirmed) <= at_most)
+            self._awaited.clear()
         self.raise_failure()
 
     def raise_failure(self) -> None:
@@ -81,7 +89,9 @@ class CommitQueue(Generic[P]):
     def _commit_all(self) -> None:
         while (written := self._uncommitted.get()) is not None:
             try:
-                self._commit(written.result())
+                pending = written.result()
+                self._awaited.wait(HEAD_START_SECONDS)
+                self._commit(pending)
             except Exception as error:  # noqa: BLE001 - a thread has no caller; the partition's next call raises it
                 with self._changed:
                     self._failure = error
@@ -92,4 +102,4 @@ class CommitQueue(Generic[P]):
             with self._changed:
                 self._unconfirmed.remove(written)
                 self._changed.notify_all()
-            del written
+            del written, pending

@@ -1,10 +1,12 @@
 """What exactly once costs: snapshots every 10 s against every 300 s, far stores against near ones, and a restart.
 
-    python -m bench.delivery [--documents 200] [--rounds 3] [--kills 5] [--only snapshots|distance|restart]
+    python -m bench.delivery [--documents 200] [--rounds 3] [--kills 5] [--share]
+                              [--only snapshots|distance|restart]
 
 The flow has one core to itself; the local AWS and the proxy before it have the other, since in production they are
-not on the flow's machine. Contenders run in turns over the same documents, each in lakehouses of their own. A rate
-counts notes that are in all stores; the start, with the first 80 notes, is left out (`bench.timed_flow`).
+not on the flow's machine. With `--share` what the flow does beside the stream may use that core too, as in a container
+of two cores. Contenders run in turns over the same documents, each in lakehouses of their own. A rate counts notes that
+are in all stores; the start, with the first 80 notes, is left out (`bench.timed_flow`).
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ DELAYS_SECONDS = (0.0, 0.1)
 # Notes as people write them; whole READMEs would hide the stores behind the models even more.
 NOTE_CHARACTERS = 1_500
 RUN_SECONDS = 900
+SHARED = "BENCH_SHARED_CORES"
 COMMIT_SECONDS = 120
 
 
@@ -96,7 +99,9 @@ def lakehouse(account: dict[str, str], *, enrich: str) -> Iterator[Settings]:
 
 def start(*command: str | Path, **variables: str) -> subprocess.Popen[bytes]:
     """Start a flow on its core."""
-    flow, _ = cores()
+    flow, rest = cores()
+    if os.environ.get(SHARED) == "1":
+        flow = flow | rest
     own = {"PYTHONPATH": str(REPOSITORY / "tests"), "OMP_NUM_THREADS": "1", "PKM_THREADS": "1"}
     process = subprocess.Popen(
         command, cwd=REPOSITORY, env={**os.environ, **own, **variables}, stdout=subprocess.PIPE
@@ -180,9 +185,11 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--enrich", choices=("embedded", "none"), default="embedded")
+    parser.add_argument("--share", action="store_true", help="let the flow use the other core too")
     parser.add_argument("--only", choices=("snapshots", "distance", "restart"), default=None)
     options = parser.parse_args()
     without_users_variables()
+    os.environ[SHARED] = str(int(options.share))
     _, rest = cores()
     os.sched_setaffinity(0, rest)
     items = list(documents(options.documents))
