@@ -4,9 +4,9 @@
                               [--only snapshots|distance|restart]
 
 The flow has one core to itself; the local AWS and the proxy before it have the other, since in production they are
-not on the flow's machine. With `--share` what the flow does beside the stream may use that core too, as in a container
-of two cores. Contenders run in turns over the same documents, each in lakehouses of their own. A rate counts notes that
-are in all stores; the start, with the first 80 notes, is left out (`bench.timed_flow`).
+not on the flow's machine. With `--share` what the flow does beside the stream may use that core too, as in a
+container of two cores. Contenders run in turns over the same documents, each in lakehouses of their own. A rate counts
+notes that are in all stores; the start, with the first 80 notes, is left out (`bench.timed_flow`).
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ DELAYS_SECONDS = (0.0, 0.1)
 # Notes as people write them; whole READMEs would hide the stores behind the models even more.
 NOTE_CHARACTERS = 1_500
 RUN_SECONDS = 900
-SHARED = "BENCH_SHARED_CORES"
+# For children: whether the flow may use all cores.
+SHARE = "BENCH_SHARE"
 COMMIT_SECONDS = 120
 
 
@@ -100,7 +101,7 @@ def lakehouse(account: dict[str, str], *, enrich: str) -> Iterator[Settings]:
 def start(*command: str | Path, **variables: str) -> subprocess.Popen[bytes]:
     """Start a flow on its core."""
     flow, rest = cores()
-    if os.environ.get(SHARED) == "1":
+    if os.environ.get(SHARE) == "1":
         flow = flow | rest
     own = {"PYTHONPATH": str(REPOSITORY / "tests"), "OMP_NUM_THREADS": "1", "PKM_THREADS": "1"}
     process = subprocess.Popen(
@@ -189,7 +190,7 @@ def main() -> int:
     parser.add_argument("--only", choices=("snapshots", "distance", "restart"), default=None)
     options = parser.parse_args()
     without_users_variables()
-    os.environ[SHARED] = str(int(options.share))
+    os.environ[SHARE] = str(int(options.share))
     _, rest = cores()
     os.sched_setaffinity(0, rest)
     items = list(documents(options.documents))
