@@ -1,4 +1,4 @@
-"""The vector store on Lance: the sink that writes one row per chunk, and the search.
+"""The vector store on Lance: the sink that writes one row per chunk.
 
     lance.output("vectors", notes, settings=settings)
 
@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 
 import bytewax.operators as op
 import lance
-import numpy as np
 import pyarrow  # type: ignore[import-untyped]
 import structlog
 from bytewax.dataflow import Stream, operator
@@ -27,7 +26,7 @@ from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 from core.errors import FencedError, MissingError, SnapshotError
 from core.first_error import noted
 from core.markers import Marker
-from core.records import Note, Position, Vector
+from core.records import Note, Position
 from core.recovery.ownership import check_ownership
 from core.recovery.under_way import once_stored
 from core.settings import Settings
@@ -38,13 +37,13 @@ from sinks.commit_queue import CommitQueue
 from sinks.lance_dataset import (
     attempts,
     check_dataset,
-    check_dimension,
     create_dataset,
     dimension_of,
     faults,
     open_dataset,
 )
 from sinks.lance_pending import PendingMerge, StoredEpoch, VectorState
+from sinks.lance_reader import SearchHit, count_chunks, count_notes, note_positions, search
 from sinks.lance_rows import belongs_to, positions_of, rows_of, storable
 from sinks.versions import covered_ids, is_repeated, newest_versions, uncommitted
 
@@ -68,66 +67,6 @@ PART = "vectors"
 MAX_PENDING_MERGES = 4
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(module=__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class SearchHit:
-    """A chunk near a query; `score` is the cosine similarity, 1 for the same direction."""
-
-    note_id: str
-    chunk: int
-    score: float
-    text: str
-    source: str
-
-
-def search(settings: Settings, vector: Vector, *, k: int) -> list[SearchHit]:
-    """Return the `k` chunks nearest to `vector` (shape: dimension of the dataset) by cosine, best first.
-
-    Without an index every row is compared. A vector of zeros has no direction and finds nothing.
-    Raises ValueError for k < 1, SettingsError for a vector of another dimension, MissingError, UnreachableError.
-    """
-    if k < 1:
-        raise ValueError(f"k must be at least 1, not {k}")
-    dataset = open_dataset(settings)
-    check_dimension(settings, dataset, len(vector))
-    with faults(settings, "search"):
-        rows = dataset.to_table(
-            columns=["note_id", "chunk", "text", "metadata", "_distance"],
-            nearest={"column": "embedding", "q": np.asarray(vector, np.float32), "k": k, "metric": "cosine"},
-        ).to_pylist()
-    hits = [
-        SearchHit(row["note_id"], row["chunk"], 1.0 - row["_distance"], row["text"], row["metadata"]["source"])
-        for row in rows
-    ]
-    return sorted(hits, key=lambda hit: (-hit.score, hit.note_id, hit.chunk))
-
-
-def count_chunks(settings: Settings) -> int:
-    """Count the rows. Raises MissingError, UnreachableError."""
-    dataset = open_dataset(settings)
-    with faults(settings, "count"):
-        return int(dataset.count_rows())
-
-
-def count_notes(settings: Settings) -> int:
-    """Count the notes that have at least one chunk. Raises MissingError, UnreachableError."""
-    dataset = open_dataset(settings)
-    found: set[str] = set()
-    with faults(settings, "count"):
-        for batch in dataset.to_batches(columns=["note_id"]):
-            found.update(batch.column("note_id").to_pylist())
-    return len(found)
-
-
-def note_positions(settings: Settings) -> dict[str, Position]:
-    """Return for each note that has chunks where the record that they are from stands. Raises like `count_notes`."""
-    dataset = open_dataset(settings)
-    positions: dict[str, Position] = {}
-    with faults(settings, "read"):
-        for batch in dataset.to_batches(columns=["note_id", "position"]):
-            positions |= positions_of(batch)
-    return positions
 
 
 @dataclass(frozen=True, slots=True)

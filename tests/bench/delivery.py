@@ -5,8 +5,8 @@
 
 The flow has one core to itself; the local AWS and the proxy before it have the other, since in production they are
 not on the flow's machine. With `--share` what the flow does beside the stream may use that core too, as in a
-container of two cores. Contenders run in turns over the same documents, each in lakehouses of their own. A rate counts
-notes that are in all stores; the start, with the first 80 notes, is left out (`bench.timed_flow`).
+container of two cores. Contenders run in turns over the same documents, each in lakehouses of their own. A rate
+counts notes that are in all stores; the start, with the first 80 notes, is left out (`bench.timed_flow`).
 """
 
 from __future__ import annotations
