@@ -23,7 +23,7 @@ from botocore.session import get_session
 from botocore.utils import parse_timestamp
 
 from core import aws
-from core.errors import MissingError, PkmError, UnreachableError
+from core.errors import MissingError, PkmError, UnreachableError, reason
 from core.records import Position, RawRecord
 from core.settings import Settings
 from sources.kinesis_shards import Shard
@@ -246,9 +246,9 @@ class StreamReader:
         except ClientError as error:
             raise _translate(error, call, where, self._stream) from error
         except (BotoConnectionError, HTTPClientError, ResponseParserError) as error:
-            raise UnansweredError(f"Kinesis did not answer {call} on {where}: {_one_line(error)}") from error
+            raise UnansweredError(f"Kinesis did not answer {call} on {where}: {reason(error)}") from error
         except BotoCoreError as error:
-            raise UnreachableError(f"Kinesis can't be called ({call} on {where}): {_one_line(error)}") from error
+            raise UnreachableError(f"Kinesis can't be called ({call} on {where}): {reason(error)}") from error
         except KeyError as error:
             # botocore gives an empty answer when the body was cut short: without this, it would look like the end of
             # a shard.
@@ -302,7 +302,7 @@ def create_stream(settings: Settings, *, client: KinesisClient | None = None) ->
     except ClientError as error:
         raise _translate(error, "CreateStream", where, settings.stream) from error
     except BotoCoreError as error:
-        raise UnreachableError(f"Kinesis can't be called (CreateStream on {where}): {_one_line(error)}") from error
+        raise UnreachableError(f"Kinesis can't be called (CreateStream on {where}): {reason(error)}") from error
 
 
 def _translate(error: ClientError, call: str, where: str, stream: str) -> PkmError:
@@ -337,10 +337,6 @@ def _time(value: Any) -> datetime:
 
 def _place(stream: str, shard_id: str | None, endpoint: str) -> str:
     return f'stream "{stream}"' + (f", shard {shard_id}" if shard_id else "") + f" at {endpoint}"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def _server_time(answer: Mapping[str, Any]) -> datetime | None:
