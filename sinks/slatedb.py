@@ -132,10 +132,11 @@ class MetadataPart(StatefulSinkPartition[Note, str]):
         Raises what the commit of the epoch before failed with.
         """
         self._finish()
-        self._committing, self._pending = self._pending, []
-        covered = self._marker.advanced(note.event.position for note in self._committing)
-        work = self._end_epoch(self._committing)
-        self._running = running = self._thread.start(work, seconds=self._settings.retry_seconds)
+        notes = list(self._pending)
+        covered = self._marker.advanced(note.event.position for note in notes)
+        running = self._thread.start(self._end_epoch(notes), seconds=self._settings.retry_seconds)
+        # All at once and only now: an interrupt before leaves the notes where the next epoch finds them.
+        self._committing, self._pending, self._running = notes, [], running
         running.add_done_callback(self._note_failure)
         return once_stored(covered.to_json(), running, wait=lambda: self._result(running))
 
