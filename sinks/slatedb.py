@@ -135,8 +135,8 @@ class MetadataPart(StatefulSinkPartition[Note, str]):
         notes = list(self._pending)
         covered = self._marker.advanced(note.event.position for note in notes)
         running = self._thread.start(self._end_epoch(notes), seconds=self._settings.retry_seconds)
-        # All at once and only now: an interrupt before leaves the notes where the next epoch finds them.
-        self._committing, self._pending, self._running = notes, [], running
+        # Only now: an interrupt before leaves the notes where the next epoch finds them.
+        self._committing, self._running, self._pending = notes, running, []
         running.add_done_callback(self._note_failure)
         return once_stored(covered.to_json(), running, wait=lambda: self._result(running))
 
@@ -194,11 +194,19 @@ class MetadataPart(StatefulSinkPartition[Note, str]):
             note_beside(error)
 
     def _finish(self) -> None:
-        running, self._running = self._running, None
-        if running is not None and running.cancelled():
-            self._pending = self._committing + self._pending
-        elif running is not None:
+        # What is forgotten is forgotten last: an interrupt may come with every call.
+        running = self._running
+        if running is None:
+            return
+        if running.cancelled():
+            self._pending, self._running = self._committing + self._pending, None
+            return
+        try:
             self._result(running)
+        except PkmError:
+            self._running = None
+            raise
+        self._running = None
 
     def _run(self, doing: str, work: Coroutine[Any, Any, _T]) -> _T:
         return self._result(self._thread.start(work, seconds=self._settings.retry_seconds), doing=doing)
