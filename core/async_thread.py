@@ -7,6 +7,7 @@ thread, callbacks included, and drops what they raise there: the interrupt would
 from __future__ import annotations
 
 import asyncio
+import queue
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import Future
@@ -64,8 +65,11 @@ class AsyncThread:
 
 def finished(running: Future[_T]) -> _T:
     """Wait for what `start` began, and return or raise what it does; an interrupt of this thread cancels it."""
+    # Not `result`, which waits on a condition: an interrupt while that lets go of its lock ends in a RuntimeError.
+    done: queue.SimpleQueue[Future[_T]] = queue.SimpleQueue()
+    running.add_done_callback(done.put)
     try:
-        return running.result()
+        return done.get().result()
     finally:
         running.cancel()
 

@@ -17,7 +17,7 @@ __all__ = ["begin", "first_error", "note", "note_beside", "noted", "raise_beside
 class _State:
     def __init__(self) -> None:
         self.error: PkmError | None = None
-        self.beside: PkmError | None = None
+        self.beside: Exception | None = None
 
 
 _state = _State()
@@ -35,8 +35,7 @@ def first_error() -> PkmError | None:
 
 def note(error: PkmError) -> None:
     """Note what ends the flow, unless something has already."""
-    # A copy: the error itself holds on to all that was on the stack, such as the sink that has to go.
-    _state.error = _state.error or type(error)(*error.args)
+    _state.error = _state.error or _without_its_stack(error)
 
 
 @contextmanager
@@ -49,15 +48,20 @@ def noted() -> Iterator[None]:
         raise
 
 
-def note_beside(error: PkmError) -> None:
+def note_beside(error: Exception) -> None:
     """Note what failed on a thread beside the stream, where nobody may ask for a long time.
 
     A step of an idle flow is not called, and its process would look well while nothing more is committed.
     """
-    _state.beside = _state.beside or type(error)(*error.args)
+    _state.beside = _state.beside or (_without_its_stack(error) if isinstance(error, PkmError) else error)
 
 
 def raise_beside() -> None:
     """Raise what failed beside the stream, unless the flow is ending already; sources call this whenever asked."""
     if _state.beside is not None and _state.error is None:
         raise _state.beside
+
+
+def _without_its_stack(error: PkmError) -> PkmError:
+    # The error itself holds on to all that was on the stack, such as the sink that has to go.
+    return type(error)(*error.args)

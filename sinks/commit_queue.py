@@ -8,7 +8,6 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Generic, TypeVar
 
-from core.errors import PkmError
 from core.first_error import note_beside
 
 __all__ = ["CommitQueue"]
@@ -96,8 +95,7 @@ class CommitQueue(Generic[P]):
                 with self._changed:
                     self._failure = error
                     self._changed.notify_all()
-                if isinstance(error, PkmError):
-                    note_beside(error)
+                note_beside(error)
                 return
             with self._changed:
                 self._unconfirmed.remove(written)

@@ -190,7 +190,7 @@ class MetadataPart(StatefulSinkPartition[Note, str]):
         try:
             if not running.cancelled():
                 self._result(running)
-        except PkmError as error:
+        except Exception as error:  # noqa: BLE001 - a callback has no caller; the flow's sources raise it
             note_beside(error)
 
     def _finish(self) -> None:

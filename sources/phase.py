@@ -44,6 +44,8 @@ class Phase:
     def asked(self, now: float) -> None:
         """Note that the partition was asked for items."""
         self._asked += 1
+        if self._handed_on and self._over_since is None and now - self._epoch_began >= self._epoch_seconds:
+            self._over_since = now
         if self._shift:
             self._shift = False
             self.hold_until = now + WAIT_EPOCHS * min(self._epoch_seconds, self._length)
@@ -57,11 +59,7 @@ class Phase:
 
         Never before it has had something: a partition that is asked too late in each epoch still gets on.
         """
-        if not self._handed_on or now - self._epoch_began < self._epoch_seconds:
-            return False
-        if self._over_since is None:
-            self._over_since = now
-        return now - self._over_since < ENDING_SECONDS
+        return self._over_since is not None and now - self._over_since < ENDING_SECONDS
 
     def epoch_ended(self, now: float, *, backlog: bool) -> None:
         """Note the end of an epoch; `backlog` tells whether the partition had more to give."""

@@ -188,11 +188,14 @@ class _Copier:
         return True
 
     def _stored(self) -> bool:
-        """Wait until all that the copy speaks of is stored; False when it never will be."""
+        """Wait until all that the copy speaks of is stored; False when it never will be.
+
+        Raises SnapshotError when nothing tells which writes are under way.
+        """
         try:
             begun = Begun(self._database.parent)
-        except FileNotFoundError:  # the folder was removed with the machine, so to speak
-            return False
+        except FileNotFoundError as error:
+            raise SnapshotError(f"{error.filename} is gone, so the recovery database was not copied to S3") from error
         with contextlib.closing(begun):
             ended_at = None
             while not begun.stored:

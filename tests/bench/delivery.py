@@ -45,8 +45,6 @@ DELAYS_SECONDS = (0.0, 0.1)
 # Notes as people write them; whole READMEs would hide the stores behind the models even more.
 NOTE_CHARACTERS = 1_500
 RUN_SECONDS = 900
-# For children: whether the flow may use all cores.
-SHARE = "BENCH_SHARE"
 COMMIT_SECONDS = 120
 
 
@@ -98,10 +96,10 @@ def lakehouse(account: dict[str, str], *, enrich: str) -> Iterator[Settings]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def start(*command: str | Path, **variables: str) -> subprocess.Popen[bytes]:
-    """Start a flow on its core."""
+def start(*command: str | Path, share: bool, **variables: str) -> subprocess.Popen[bytes]:
+    """Start a flow on its core, or with `share` on both."""
     flow, rest = cores()
-    if os.environ.get(SHARE) == "1":
+    if share:
         flow = flow | rest
     own = {"PYTHONPATH": str(REPOSITORY / "tests"), "OMP_NUM_THREADS": "1", "PKM_THREADS": "1"}
     process = subprocess.Popen(
@@ -111,11 +109,13 @@ def start(*command: str | Path, **variables: str) -> subprocess.Popen[bytes]:
     return process
 
 
-def timed(items: list[SourceItem], account: dict[str, str], *, enrich: str, **variables: str) -> Measured:
+def timed(
+    items: list[SourceItem], account: dict[str, str], *, enrich: str, share: bool, **variables: str
+) -> Measured:
     """Run the flow over documents in a new lakehouse."""
     with lakehouse(account, enrich=enrich) as settings:
         announce(items, settings=settings)
-        process = start(sys.executable, "-m", "bench.timed_flow", PKM_UNTIL_CAUGHT_UP="1", **variables)
+        process = start(sys.executable, "-m", "bench.timed_flow", share=share, PKM_UNTIL_CAUGHT_UP="1", **variables)
         printed, _ = process.communicate(timeout=RUN_SECONDS)
         assert process.returncode == 0
         stored = iceberg_catalog.scan(settings, iceberg_tables.SILVER_NOTES.identifier, columns=("note_id",)).num_rows
@@ -142,7 +142,7 @@ def compare(title: str, contenders: Mapping[str, Callable[[], Measured]], *, rou
     print(f"  ratio {statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})", flush=True)
 
 
-def restarts(items: list[SourceItem], account: dict[str, str], *, enrich: str, kills: int) -> None:
+def restarts(items: list[SourceItem], account: dict[str, str], *, enrich: str, share: bool, kills: int) -> None:
     """Kill the flow in the middle, start it on an empty machine, and wait for its first commit of new rows."""
     chance = random.Random(7)
     taken: list[float] = []
@@ -152,7 +152,7 @@ def restarts(items: list[SourceItem], account: dict[str, str], *, enrich: str, k
         def committed() -> int:
             return iceberg_catalog.marker(settings, iceberg_tables.BRONZE_NOTES.identifier).commit_number
 
-        process = start(PKM, "run")
+        process = start(PKM, "run", share=share)
         for _ in range(kills):
             wait_for_more(committed, process)
             time.sleep(chance.uniform(0, settings.snapshot_seconds))
@@ -160,7 +160,7 @@ def restarts(items: list[SourceItem], account: dict[str, str], *, enrich: str, k
             process.wait()
             shutil.rmtree(settings.recovery_dir, ignore_errors=True)
             began = time.monotonic()
-            process = start(PKM, "run")
+            process = start(PKM, "run", share=share)
             wait_for_more(committed, process)
             taken.append(time.monotonic() - began)
         process.kill()
@@ -190,13 +190,12 @@ def main() -> int:
     parser.add_argument("--only", choices=("snapshots", "distance", "restart"), default=None)
     options = parser.parse_args()
     without_users_variables()
-    os.environ[SHARE] = str(int(options.share))
     _, rest = cores()
     os.sched_setaffinity(0, rest)
     items = list(documents(options.documents))
     print(f"{len(items)} notes of {NOTE_CHARACTERS:,} characters, models: {options.enrich}, {options.rounds} rounds")
     with local_aws() as account, fault_proxy(account["AWS_ENDPOINT_URL"]) as proxy:
-        run = partial(timed, items, account, enrich=options.enrich)
+        run = partial(timed, items, account, enrich=options.enrich, share=options.share)
         if options.only in (None, "snapshots"):
             often = {f"every {seconds} s": partial(run, PKM_SNAPSHOT_SECONDS=str(seconds)) for seconds in (300, 10)}
             compare("snapshots", often, rounds=options.rounds)
@@ -211,7 +210,7 @@ def main() -> int:
             far = {f"{seconds * 1000:.0f} ms": partial(delayed, seconds) for seconds in DELAYS_SECONDS}
             compare("delay added to each request to S3 and the catalog", far, rounds=options.rounds)
         if options.only in (None, "restart"):
-            restarts(items, account, enrich=options.enrich, kills=options.kills)
+            restarts(items, account, enrich=options.enrich, share=options.share, kills=options.kills)
     return 0
 
 

@@ -42,7 +42,7 @@ def main() -> int:
     threading.Thread(target=watch, daemon=True).start()
     run_flow(load_settings(), flow=knowledge.FLOW, workers=1)
     assert warm, f"all of {WARM_NOTES} notes come before the clock starts: give it more documents"
-    (before, began, cpu) = warm[0]
+    before, began, cpu = warm[0]
     taken = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - cpu}
     print(json.dumps({"notes": enriched() - before, **taken}))
     return 0
