@@ -7,6 +7,7 @@ thread, callbacks included, and drops what they raise there: the interrupt would
 from __future__ import annotations
 
 import asyncio
+import inspect
 import queue
 import threading
 from collections.abc import Coroutine
@@ -39,7 +40,12 @@ class AsyncThread:
 
         What is closed before it ends is cancelled.
         """
-        return asyncio.run_coroutine_threadsafe(_within(work, seconds), self._loop)
+        timed = _within(work, seconds)
+        try:
+            return asyncio.run_coroutine_threadsafe(timed, self._loop)
+        except BaseException:  # an interrupt: whether the loop has the work by now, only the loop can tell
+            self._loop.call_soon_threadsafe(_drop_unless_begun, timed, work)
+            raise
 
     def run(self, work: Coroutine[Any, Any, _T], *, seconds: float) -> _T:
         """Return what `work` returns or raise what it raises; TimeoutError when it takes more than `seconds`.
@@ -77,3 +83,9 @@ def finished(running: Future[_T]) -> _T:
 async def _within(work: Coroutine[Any, Any, _T], seconds: float | None) -> _T:
     async with asyncio.timeout(seconds):
         return await work
+
+
+def _drop_unless_begun(*coroutines: Coroutine[Any, Any, Any]) -> None:
+    for coroutine in coroutines:
+        if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
+            coroutine.close()

@@ -307,9 +307,6 @@ def _threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("metadata")]
 
 
-# Work that is interrupted before its loop has it never begins, and its notes wait for the next epoch: Python remarks on
-# the first; the count below shows the second.
-@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
 def test_an_interrupt_during_a_commit_is_neither_lost_nor_hangs(store: Settings) -> None:
     part = slatedb.MetadataSink(store).build_part("metadata.write", "part-00", None)
     interrupted = 0
