@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 import weakref
 from collections.abc import Callable
 
 import pytest
 
 from core.errors import CommitError, UnreachableError
+from sinks import commit_queue
 from sinks.commit_queue import CommitQueue
 
 
@@ -68,6 +70,21 @@ def test_a_write_waits_for_no_commit_and_the_caller_for_no_write() -> None:
     open_commit.set()
     waiting.wait()
     assert results(waiting) == []
+
+
+def test_a_commit_comes_after_what_the_stream_waits_for_unless_somebody_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(commit_queue, "HEAD_START_SECONDS", 60.0)
+    made: list[int] = []
+    waiting = CommitQueue(made.append, name="test")
+    assert waiting.submit(writing(1)).result() == 1
+    time.sleep(0.3)
+    assert made == []
+    began = time.monotonic()
+    waiting.wait()
+    assert made == [1]
+    assert time.monotonic() - began < 30
 
 
 def test_a_write_that_fails_is_told_to_the_state_and_to_every_later_call() -> None:
