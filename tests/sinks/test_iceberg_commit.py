@@ -1,107 +1,25 @@
-"""The commit loop against a real catalog: conflicts, lost responses, foreign snapshots, other executions."""
+"""The commit loop against a real catalog: conflicts, lost responses, foreign snapshots."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from datetime import datetime, timedelta
 
 import pyarrow as pa
 import pytest
 from botocore.exceptions import EndpointConnectionError
 from pyiceberg.exceptions import CommitFailedException, CommitStateUnknownException
-from pyiceberg.table import Table
 
-from core.errors import CommitError, FencedError, PkmError, SnapshotError, UnreachableError
+from core.errors import CommitError, FencedError
 from core.markers import Marker
-from core.records import Position
-from core.recovery import ownership
 from core.settings import Settings
 from core.telemetry import COMMITS
+from iceberg_commits import NOON, QUICK, Faults, failure, load, messages, metrics, owned, pending, window
 from sinks import iceberg_catalog
-from sinks.iceberg_commit import Committer, PendingCommit, Retries
-from sinks.iceberg_epoch import Epoch
-from sinks.iceberg_owner import Owner
+from sinks.iceberg_commit import Committer
 from sinks.iceberg_rows import Change
-from sinks.iceberg_tables import BRONZE_FAILURES, SILVER_METRICS, TableSpec
+from sinks.iceberg_tables import SILVER_METRICS
 
-NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
-QUICK = Retries(attempts=4, first_wait_seconds=0.01, longest_wait_seconds=0.02)
-
-
-@pytest.fixture(autouse=True)
-def tables(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Only the tables that are used here: creating them takes most of the time of a test.
-    monkeypatch.setattr(iceberg_catalog, "TABLES", (BRONZE_FAILURES, SILVER_METRICS))
-    iceberg_catalog.create_tables(settings)
-
-
-def load(settings: Settings, identifier: str = "bronze.failures") -> Table:
-    return iceberg_catalog.load(settings).load_table(identifier)
-
-
-def failure(number: int) -> Change:
-    position = Position("shard", number)
-    row = {
-        "event_id": None,
-        "step": "parse",
-        "error": "ValueError",
-        "message": str(number),
-        "arrival_time": NOON,
-        "shard_id": "shard",
-        "sequence_number": str(number),
-        "subsequence_number": 0,
-        "s3_key": None,
-        "payload": b"",
-        "failed_at": NOON,
-    }
-    return Change(row, position=position)
-
-
-def window(source_type: str, count: int) -> Change:
-    row = {
-        "window_start": NOON,
-        "window_end": NOON,
-        "source_type": source_type,
-        "count": count,
-        "avg_words": 1.0,
-        "event_ids": ["a"],
-    }
-    return Change(row, key=(NOON, source_type))
-
-
-def pending(
-    settings: Settings, changes: list[Change], *, after: Marker | None = None, spec: TableSpec = BRONZE_FAILURES
-) -> PendingCommit:
-    epoch = Epoch(load(settings, spec.identifier), spec, flush_bytes=1 << 20)
-    for change in changes:
-        epoch.add(change)
-    write, _ = epoch.seal(after or Marker())
-    assert write is not None
-    return write()
-
-
-def messages(settings: Settings) -> list[int]:
-    found = iceberg_catalog.scan(settings, "bronze.failures", columns=["message"])
-    return sorted(int(message) for message in found["message"].to_pylist())
-
-
-class Faults:
-    """Stands between a committer and its catalog: does what a fault of the network does, then gets out of the way."""
-
-    def __init__(self, table: Table, *, before: list[Exception] | None = None, after: list[Exception] | None = None):
-        self._commit = table.catalog.commit_table
-        self._before, self._after = before or [], after or []
-        self.calls = 0
-        table.catalog.commit_table = self.commit_table  # type: ignore[method-assign]
-
-    def commit_table(self, *arguments: Any) -> Any:
-        self.calls += 1
-        if self._before:
-            raise self._before.pop(0)
-        response = self._commit(*arguments)
-        if self._after:
-            raise self._after.pop(0)
-        return response
+pytestmark = pytest.mark.usefixtures("tables")
 
 
 def test_a_commit_is_one_snapshot_with_the_marker_and_is_counted(settings: Settings) -> None:
@@ -198,118 +116,6 @@ def test_a_commit_whose_records_another_execution_has_committed_is_done(settings
     assert messages(settings) == [1, 2]
 
 
-def owned(settings: Settings, identifier: str = "bronze.failures", flow: str = "knowledge") -> Committer:
-    spec = SILVER_METRICS if identifier == "silver.metrics" else BRONZE_FAILURES
-    table = load(settings, identifier)
-    return Committer(table, key_columns=spec.key_columns, retries=QUICK, owner=Owner(flow))
-
-
-def test_an_execution_whose_table_was_claimed_by_a_newer_one_commits_nothing_more(settings: Settings) -> None:
-    zombie, newer = owned(settings), owned(settings)
-    zombie.claim()
-    first = pending(settings, [failure(1)])
-    zombie.commit(first)
-    newer.claim()
-    with pytest.raises(FencedError, match=r"bronze\.failures was claimed by a newer execution of flow knowledge"):
-        zombie.commit(pending(settings, [failure(2)], after=first.marker))
-    assert messages(settings) == [1]
-    newer.commit(pending(settings, [failure(2)], after=first.marker))
-    assert messages(settings) == [1, 2]
-
-
-@pytest.mark.parametrize("moment", ["before its first commit", "after others"])
-def test_a_claim_stops_a_commit_that_has_already_looked_whose_the_table_is(settings: Settings, moment: str) -> None:
-    # Rows without positions: nothing but the owner tells the two executions apart.
-    zombie_table = load(settings, "silver.metrics")
-    zombie = Committer(zombie_table, key_columns=SILVER_METRICS.key_columns, retries=QUICK, owner=Owner("knowledge"))
-    zombie.claim()
-    if moment == "after others":
-        zombie.commit(pending(settings, [window("git", 1)], spec=SILVER_METRICS))
-    late = pending(settings, [window("git", 2)], spec=SILVER_METRICS)
-    newer = owned(settings, "silver.metrics")
-    call = zombie_table.catalog.commit_table
-
-    def paused(*arguments: Any) -> Any:
-        zombie_table.catalog.commit_table = call  # type: ignore[method-assign]
-        newer.claim()
-        newer.commit(pending(settings, [window("git", 3)], spec=SILVER_METRICS))
-        return call(*arguments)
-
-    zombie_table.catalog.commit_table = paused  # type: ignore[method-assign]
-    with pytest.raises(FencedError, match=r"silver\.metrics was claimed by a newer execution"):
-        zombie.commit(late)
-    assert metrics(settings) == {"git": 3}
-
-
-def test_a_commit_during_which_the_process_slept_for_longer_than_it_would_retry_is_fenced_too(
-    settings: Settings,
-) -> None:
-    table = load(settings)
-    zombie = Committer(table, key_columns=(), retries=Retries(seconds=0.0), owner=Owner("knowledge"))
-    zombie.claim()
-    late = pending(settings, [failure(1)])
-    owned(settings).claim()
-    with pytest.raises(FencedError, match="claimed by a newer execution"):
-        zombie.commit(late)
-
-
-def test_a_claim_whose_response_is_lost_is_not_repeated(settings: Settings) -> None:
-    table = load(settings)
-    faults = Faults(table, after=[CommitStateUnknownException("gateway timeout")])
-    committer = Committer(table, key_columns=(), retries=QUICK, owner=Owner("knowledge"))
-    committer.claim()
-    assert faults.calls == 1
-    assert len(load(settings).metadata.snapshots) == 1
-    committer.commit(pending(settings, [failure(1)]))
-    assert messages(settings) == [1]
-
-
-def test_a_process_that_is_replaced_between_its_question_and_its_claim_takes_nothing(settings: Settings) -> None:
-    newer = owned(settings)
-    asked: list[str] = []
-
-    def replaced() -> None:
-        asked.append("asked")
-        if len(asked) > 1:
-            raise FencedError("a newer execution claimed the flow")
-        ownership.release(replaced)
-        newer.claim()
-        ownership.hold(replaced)
-
-    late = owned(settings)
-    ownership.hold(replaced)
-    try:
-        with pytest.raises(FencedError, match="newer execution claimed"):
-            late.claim()
-    finally:
-        ownership.release(replaced)
-    newer.commit(pending(settings, [failure(1)]))
-    assert messages(settings) == [1]
-
-
-@pytest.mark.parametrize("fault", [UnreachableError("S3 is away"), SnapshotError("the manifest is damaged")])
-def test_a_claim_that_can_not_ask_says_why_itself(settings: Settings, fault: PkmError) -> None:
-    def unsure() -> None:
-        raise fault
-
-    ownership.hold(unsure)
-    try:
-        with pytest.raises(type(fault), match=str(fault)):
-            owned(settings).claim()
-    finally:
-        ownership.release(unsure)
-
-
-def test_flows_do_not_fence_each_other(settings: Settings) -> None:
-    one, other = owned(settings), owned(settings, flow="backfill")
-    one.claim()
-    other.claim()
-    first = pending(settings, [failure(1)])
-    one.commit(first)
-    other.commit(pending(settings, [failure(2)], after=first.marker))
-    assert messages(settings) == [1, 2]
-
-
 def test_the_marker_outlives_compaction_by_another_client_and_the_expiry_of_all_older_snapshots(
     settings: Settings,
 ) -> None:
@@ -347,12 +153,6 @@ def test_after_a_rollback_the_marker_is_that_of_the_rows(settings: Settings) -> 
     load(settings).manage_snapshots().rollback_to_snapshot(snapshot.snapshot_id).commit()
     assert messages(settings) == [1]
     assert iceberg_catalog.marker(settings, "bronze.failures") == first.marker
-
-
-def metrics(settings: Settings) -> dict[str, int]:
-    rows = iceberg_catalog.scan(settings, "silver.metrics").to_pylist()
-    assert len(rows) == len({row["source_type"] for row in rows})
-    return {row["source_type"]: row["count"] for row in rows}
 
 
 def test_rows_are_replaced_by_key_in_one_snapshot(settings: Settings) -> None:

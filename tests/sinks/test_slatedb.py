@@ -18,67 +18,17 @@ import pytest
 from bytewax.dataflow import Dataflow
 from bytewax.testing import TestingSource, cluster_main, run_main
 
-from builders import event_of, record_of
 from core import aws
 from core.deferred import settled
 from core.errors import FencedError, MissingError, UnreachableError
 from core.markers import Marker
-from core.records import Chunk, Concept, Document, Entity, Note, Position
+from core.records import Note, Position
 from core.settings import Settings
 from core.telemetry import COMMITS
-from sinks import metadata_keys, metadata_records, metadata_store, slatedb
-from sinks.versions import newest_versions, uncommitted
+from metadata_notes import note
+from sinks import metadata_store, slatedb
 
 START = datetime(2026, 5, 1, tzinfo=UTC)
-
-
-def note(
-    note_id: str,
-    sequence: int,
-    *,
-    shard: str = "shard-0",
-    title: str = "Engines",
-    entities: tuple[tuple[str, str], ...] = (("PER", "Ada Lovelace"),),
-    concepts: tuple[str, ...] = ("analytical engine",),
-    deleted: bool = False,
-    source_type: str = "file",
-) -> Note:
-    """Make a note as enrichment leaves it; `sequence` is also its time in seconds."""
-    time = START + timedelta(seconds=sequence)
-    event = event_of(
-        event_id=f"{note_id}-{sequence}",
-        note_id=note_id,
-        source_type=source_type,
-        s3_key=f"raw/{note_id}",
-        content_type="text/markdown",
-        content_size=10,
-        metadata={"path": f"/notes/{note_id}.md"},
-        timestamp=time,
-        deleted=deleted,
-        record=record_of(sequence, shard_id=shard, partition_key=note_id, arrival_time=time),
-    )
-    text = "" if deleted else "The engine weaves algebraic patterns."
-    document = Document(
-        event=event,
-        content=text,
-        content_type="text/markdown",
-        text=text,
-        title=title,
-        frontmatter_json="{}",
-        links=("https://example.org",),
-        headers=(),
-        language="en",
-        word_count=len(text.split()),
-        char_count=len(text),
-    )
-    return Note(
-        document=document,
-        processing_version="1",
-        chunks=() if deleted else (Chunk(0, text, 0, len(text)),),
-        entities=() if deleted else tuple(Entity(text, type_, 0.9, 0, 3) for type_, text in entities),
-        concepts=() if deleted else tuple(Concept(text, 0.5) for text in concepts),
-        processed_at=time,
-    )
 
 
 @pytest.fixture
@@ -357,49 +307,6 @@ def test_hostile_text_is_stored_and_found(store: Settings) -> None:
     assert [entry["text"] for entry in slatedb.find(store, "concept", "é" * 5000)] == ["é" * 5000]
     write(store, [replace(note("a/b%", 2, deleted=True))])
     assert keys(store) == []
-
-
-def test_entities_are_counted_by_folded_text_and_the_most_frequent_are_kept() -> None:
-    names = [("PER", "Ada"), ("PER", "ADA"), ("PER", "Ada"), ("ORG", "ada")]
-    names += [("MISC", f"name {number}") for number in range(metadata_records.MAX_ENTITIES)]
-    entities = metadata_records.record_of(note("n1", 1, entities=tuple(names)))["entities"]
-    assert entities[0] == {"type": "PER", "text": "Ada", "count": 3, "score": 0.9}
-    assert len(entities) == metadata_records.MAX_ENTITIES
-
-
-def test_versions_from_another_shard_count_as_they_come() -> None:
-    first, second = note("n1", 9, shard="shard-0"), note("n1", 1, shard="shard-1")
-    assert newest_versions([first, second])["n1"] is second
-    assert newest_versions([second, first])["n1"] is first
-
-
-def test_rows_beyond_the_marker_are_uncommitted() -> None:
-    notes = [note("n1", 1), note("n2", 2), note("n3", 1, shard="shard-1")]
-    stored = {"n1": notes[0].event.position}
-    assert uncommitted(notes, Marker({"shard-0": (1, 0)}), stored, leaves_nothing=_deleted) == notes[1:]
-
-
-def test_a_row_that_the_marker_passed_over_is_uncommitted_with_all_that_came_after_it() -> None:
-    marker, notes = Marker({"shard-0": (9, 0)}), [note("n1", number) for number in range(1, 5)]
-    older, newer = notes[1].event.position, notes[3].event.position
-    assert uncommitted(notes, marker, {"n1": older}, leaves_nothing=_deleted) == notes[2:]
-    assert uncommitted(notes, marker, {"n1": newer}, leaves_nothing=_deleted) == []
-    assert uncommitted(notes, marker, {}, leaves_nothing=_deleted) == notes
-    gone = note("n1", 5, deleted=True)
-    assert uncommitted([gone], marker, {}, leaves_nothing=_deleted) == []
-    assert uncommitted([*notes, gone], marker, {}, leaves_nothing=_deleted) == [*notes, gone]
-
-
-def _deleted(found: Note) -> bool:
-    return found.event.deleted
-
-
-def test_changes_never_delete_what_they_put() -> None:
-    before = note("n1", 1)
-    puts, stale = metadata_records.changes([before], {"n1": None})
-    assert stale == set()
-    again, stale = metadata_records.changes([note("n1", 1)], {"n1": puts[metadata_keys.note_key("n1")]})
-    assert (again, stale) == (puts, set())
 
 
 def test_a_version_that_the_marker_passed_over_is_written_when_it_comes_at_last(store: Settings) -> None:
