@@ -13,7 +13,8 @@ from bytewax.dataflow import Stream, operator
 
 from core.records import Concept, Note, Vector
 from core.telemetry import NOTES
-from models.embedder import Embedder, load_embedder
+from models.embedder import load_embedder
+from models.remembered import Encoder, Remembered
 from operators import ngrams, phrases
 from operators.fresh import unless_reused
 
@@ -59,6 +60,8 @@ def key_phrases(
     and so do all when `model` is None. `model` is the one that made the vectors; it is loaded when the first vector
     arrives, unless `models.start` has loaded it before; raises ModelError then if it can't be.
     """
+    # Workers of one process are threads that share this function, and so what it remembers.
+    remembered: list[Remembered] = []
 
     def describe_batch(batch: list[Note]) -> list[Note]:
         described = unless_reused(batch, describe_fresh)
@@ -68,17 +71,19 @@ def key_phrases(
     def describe_fresh(fresh: list[Note]) -> list[Note]:
         if model is None or all(note.vector is None for note in fresh):
             return fresh
-        return describe(fresh, load_embedder(model, threads=threads), maker=maker)
+        if not remembered:
+            remembered.append(Remembered(load_embedder(model, threads=threads)))
+        return describe(fresh, remembered[0], maker=maker)
 
     return op.flat_map_batch("rank", notes, describe_batch)
 
 
-def describe(notes: Sequence[Note], embedder: Embedder, *, maker: Maker = "phrases") -> list[Note]:
+def describe(notes: Sequence[Note], embedder: Encoder, *, maker: Maker = "phrases") -> list[Note]:
     """Return `notes` with `concepts`; scores are cosine similarities to the note's vector, rounded to 4 digits.
 
-    The candidates of all notes are embedded together, each once; KeyBERT ranks them per note by maximal marginal
-    relevance (diversity 0.5), against the vector of the whole document. With the maker `keybert` the result is that
-    of KeyBERT's own call on the same vector.
+    The candidates of all notes are embedded together, each once, by the model of the notes' vectors; KeyBERT ranks
+    them per note by maximal marginal relevance (diversity 0.5), against the vector of the whole document. With the
+    maker `keybert` the result is that of KeyBERT's own call on the same vector.
     """
     proposed = [[] if note.vector is None else candidates(note.document.text, maker=maker) for note in notes]
     distinct = sorted({candidate for own in proposed for candidate in own})

@@ -24,7 +24,8 @@ __all__ = ["KeptResults", "Recipe", "Reuse"]
 
 # All that decides what comes out of a text, but for the models.
 _MODULES = (
-    *("models.embedder", "models.tagger", "models.spans", "models.shared_pass", "models.entity.network"),
+    *("models.embedder", "models.remembered", "models.tagger", "models.spans"),
+    *("models.shared_pass", "models.entity.network"),
     *("operators.chunk", "operators.embed", "operators.entities", "operators.concepts"),
     *("operators.phrases", "operators.ngrams", "operators.reading"),
 )
