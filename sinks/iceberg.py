@@ -1,8 +1,8 @@
 """The Iceberg sink: each epoch of a stream becomes one commit of one table, exactly once.
 
 A table has a single committer partition, which is the unit of parallelism; rows are made where the records are,
-before they are sent to it. At the end of an epoch its rows are written as data files and handed to a thread that
-commits them beside the next epoch; the recovery state names what is not committed yet.
+before they are sent to it. At the end of an epoch its rows are encoded as data files, which threads store and commit
+beside the next epoch; the recovery state names what is not committed yet.
 
 Delivery is exactly once: a commit stores the highest position per shard with the rows. After a restart commits that
 the state names are made first, unless the table has them, and records at or below the table's marker are dropped.
@@ -11,6 +11,7 @@ the state names are made first, unless the table has them, and records at or bel
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TypeVar
@@ -24,6 +25,7 @@ from pyiceberg.table import Table
 from core.deferred import deferred
 from core.first_error import noted
 from core.records import Document, Failure, Note, WindowAggregate
+from core.recovery.under_way import once_stored
 from core.settings import Settings
 from sinks.closing import CarefulPartition
 from sinks.commit_queue import CommitQueue
@@ -81,6 +83,8 @@ class TablePartition(StatefulSinkPartition[Change, TableState]):
         self._repetitions = Repetitions(self._table, spec)
         self._epoch = self._new_epoch()
         self._queue = CommitQueue(commit, name=spec.identifier)
+        # Per write that is not known to be committed what it is going to store.
+        self._sealed: dict[Future[PendingCommit], Future[PendingCommit]] = {}
 
     def write_batch(self, values: list[Change]) -> None:
         """Gather the changes that the table does not have yet.
@@ -97,19 +101,22 @@ class TablePartition(StatefulSinkPartition[Change, TableState]):
             self._epoch.add(change)
 
     def snapshot(self) -> TableState:
-        """Begin to write the epoch's rows; the state is there when they are. Waits while many commits are pending.
+        """Begin to store the epoch's rows; the state is there when they are encoded. Waits when many commits are pending.
 
-        Raises CommitError when an earlier epoch's commit failed, UnreachableError when its rows could not be written;
-        when these can't be, the state raises it.
+        Raises CommitError when an earlier epoch's commit failed, UnreachableError when its rows could not be stored.
         """
         self._queue.raise_failure()
-        write, self._marker = self._epoch.seal(self._marker)
+        sealed, self._marker = self._epoch.seal(self._marker)
         self._epoch = self._new_epoch()
-        if write is not None:
-            self._queue.submit(write)
+        write = None
+        if sealed is not None:
+            write = self._queue.submit(sealed.store)
+            self._sealed[write] = sealed.pending
         self._queue.wait(at_most=self._max_pending_commits)
-        writes, number = self._queue.unconfirmed(), self._marker.commit_number
-        return deferred(lambda: TableState(tuple(write.result() for write in writes), number))
+        self._sealed = {unconfirmed: self._sealed[unconfirmed] for unconfirmed in self._queue.unconfirmed()}
+        pending, number = tuple(self._sealed.values()), self._marker.commit_number
+        state = deferred(lambda: TableState(tuple(one.result() for one in pending), number))
+        return once_stored(state, write) if write else state
 
     def close(self) -> None:
         """Wait for all pending commits. Raises CommitError when one failed."""

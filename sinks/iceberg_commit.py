@@ -37,7 +37,7 @@ MANIFESTS_UNTIL_MERGE = 100
 
 @dataclass(frozen=True, slots=True)
 class PendingCommit:
-    """What one epoch does to one table: written, but not committed yet. Part of the recovery state.
+    """What one epoch does to one table: in data files, but not committed yet. Part of the recovery state.
 
     `keys` are replaced or deleted; `marker` is the table's after the commit; `starts` is the lowest position of this
     epoch's own records per shard.

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 
+import pyarrow as pa  # type: ignore[import-untyped]
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 
 from core.markers import Marker
 from core.records import Position
 from sinks.iceberg_commit import PendingCommit
-from sinks.iceberg_files import store_file, without_keys, write_rows, write_table
+from sinks.iceberg_files import encode_rows, encode_table, put_files, store_file, without_keys
 from sinks.iceberg_rows import Change, Key, Row
 from sinks.iceberg_tables import TableSpec
 
-__all__ = ["Epoch", "last_per_key", "lowest_positions", "superseded"]
+__all__ = ["Epoch", "SealedEpoch", "last_per_key", "lowest_positions", "superseded"]
 
 # What a row costs beside its texts; only decides when a large epoch is written early.
 ROW_BYTES = 512
@@ -24,7 +26,7 @@ ROW_BYTES = 512
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Rows of the epoch that are written already."""
+    """Rows of the epoch that are in files already."""
 
     files: tuple[DataFile, ...]
     keys: frozenset[Key]
@@ -52,32 +54,38 @@ class Epoch:
         self._changes.append(change)
         self._gathered_bytes += _estimated_bytes(change.row)
         if self._gathered_bytes >= self._flush_bytes:
-            self._write_gathered()
+            put_files(self._table, self._encode_gathered())
 
-    def seal(self, marker: Marker) -> tuple[Callable[[], PendingCommit] | None, Marker]:
-        """Take no more changes; gives what writes the rest, None when nothing changes, and the marker after `marker`.
-
-        The former may run on another thread, once; it gives the pending commit, and raises UnreachableError when the
-        rows can't be written.
-        """
+    def seal(self, marker: Marker) -> tuple[SealedEpoch | None, Marker]:
+        """Take no more changes; gives what it leaves, None when nothing changes, and the marker after `marker`."""
         if not self._changes and not self._parts:
             return None, marker.advanced(self._positions)
         marker = marker.advanced(self._positions, commit_number=marker.commit_number + 1)
-        return partial(self._write, marker), marker
+        return SealedEpoch(partial(self._encode, marker), partial(put_files, self._table)), marker
 
-    def _write(self, marker: Marker) -> PendingCommit:
-        self._write_gathered()
-        return PendingCommit(
+    def _encode(self, marker: Marker) -> tuple[PendingCommit, Mapping[str, pa.Buffer]]:
+        contents = dict(self._encode_gathered())
+        files: list[DataFile] = []
+        for part, stale in zip(self._parts, superseded([part.keys for part in self._parts]), strict=True):
+            if stale and part.files:
+                kept = without_keys(self._table, part.files, self._spec.key_columns, stale)
+                rewritten = encode_table(self._table, kept)
+                files += rewritten.files
+                contents |= rewritten.contents
+            else:
+                files += part.files
+        pending = PendingCommit(
             table=self._spec.identifier,
-            data_files=tuple(store_file(file) for part in self._without_superseded_rows() for file in part),
+            data_files=tuple(store_file(file) for file in files),
             keys=tuple({key for part in self._parts for key in part.keys}),
             marker=marker,
             starts=lowest_positions(self._positions),
         )
+        return pending, contents
 
-    def _write_gathered(self) -> None:
+    def _encode_gathered(self) -> Mapping[str, pa.Buffer]:
         if not self._changes:
-            return
+            return {}
         if self._spec.key_columns:
             rows_by_key = last_per_key(self._changes)
             rows = [row for row in rows_by_key.values() if row is not None]
@@ -85,18 +93,39 @@ class Epoch:
         else:
             rows = [change.row for change in self._changes if change.row is not None]
             keys = frozenset()
-        files = write_rows(self._table, rows) if rows else []
-        self._parts.append(_Part(tuple(files), keys))
+        encoded = encode_rows(self._table, rows)
+        self._parts.append(_Part(encoded.files, keys))
         self._changes = []
         self._gathered_bytes = 0
+        return encoded.contents
 
-    def _without_superseded_rows(self) -> Iterable[Sequence[DataFile]]:
-        for part, stale in zip(self._parts, superseded([part.keys for part in self._parts]), strict=True):
-            if stale and part.files:
-                kept = without_keys(self._table, part.files, self._spec.key_columns, stale)
-                yield write_table(self._table, kept)
-            else:
-                yield part.files
+
+class SealedEpoch:
+    """What an epoch leaves: the commit that it is to be, known as soon as its rows are encoded, and their files."""
+
+    def __init__(
+        self,
+        encode: Callable[[], tuple[PendingCommit, Mapping[str, pa.Buffer]]],
+        put: Callable[[Mapping[str, pa.Buffer]], None],
+    ) -> None:
+        self._encode = encode
+        self._put = put
+        self.pending: Future[PendingCommit] = Future()
+        """What the recovery state may say once the files are stored."""
+
+    def store(self) -> PendingCommit:
+        """Encode the rows and store the files; may run on another thread, once.
+
+        Raises UnreachableError when S3 does not take them.
+        """
+        try:
+            pending, contents = self._encode()
+        except Exception as error:
+            self.pending.set_exception(error)
+            raise
+        self.pending.set_result(pending)
+        self._put(contents)
+        return pending
 
 
 def last_per_key(changes: Iterable[Change]) -> dict[Key, Row | None]:

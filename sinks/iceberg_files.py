@@ -1,11 +1,14 @@
 """Parquet data files of the Iceberg tables: writes rows into them, and rewrites them without some of their rows.
 
-A data file is written once and never changed; it becomes part of a table only by a commit that names it.
+A data file is written once and never changed; it becomes part of a table only by a commit that names it. What a
+commit says of a file is known when it is encoded, before it is stored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import pyarrow as pa  # type: ignore[import-untyped]
@@ -17,21 +20,26 @@ from pyiceberg.manifest import DATA_FILE_TYPE, DataFile, DataFileContent, FileFo
 from pyiceberg.schema import Schema
 from pyiceberg.table import FileScanTask, Table
 from pyiceberg.typedef import Record
+from pyiceberg.utils.concurrent import ExecutorFactory
 
 from core.errors import UnreachableError
 from sinks.iceberg_catalog import RETRY_PROPERTY
+from sinks.iceberg_io import HeldFileIO
 from sinks.iceberg_rows import Key, Row
 
 __all__ = [
+    "EncodedFiles",
     "KeyIndex",
     "StoredFile",
+    "encode_rows",
+    "encode_table",
     "key_array",
     "keys_as_array",
+    "put_files",
     "read_files",
     "restore_file",
     "store_file",
     "without_keys",
-    "write_rows",
     "write_table",
 ]
 
@@ -44,41 +52,68 @@ KEY_SEPARATOR = "\x1f"
 _FORMAT_VERSION: Literal[2] = 2
 
 
-def write_rows(table: Table, rows: Sequence[Row]) -> list[DataFile]:
-    """Write rows into new data files of the table, one per partition and target size.
+@dataclass(frozen=True, slots=True)
+class EncodedFiles:
+    """Data files that are not stored yet: what a commit says of them, and their contents by location."""
 
-    Raises UnreachableError when the object store does not take them after all retries.
-    """
+    files: tuple[DataFile, ...] = ()
+    contents: Mapping[str, pa.Buffer] = field(default_factory=dict)
+
+
+def encode_rows(table: Table, rows: Sequence[Row]) -> EncodedFiles:
+    """Make new data files of the table out of rows, one per partition and target size; none for no rows."""
     schema = table.schema().as_arrow()
     try:
         data = pa.Table.from_pylist(list(rows), schema=schema)
     except UnicodeEncodeError:
         # A lone surrogate has no UTF-8 form; a document must not stop the flow for it.
         data = pa.Table.from_pylist([_encodable(row) for row in rows], schema=schema)
-    return write_table(table, data)
+    return encode_table(table, data)
 
 
-def write_table(table: Table, data: pa.Table) -> list[DataFile]:
-    """Write an Arrow table into new data files; none for no rows. Raises like `write_rows`."""
+def encode_table(table: Table, data: pa.Table) -> EncodedFiles:
+    """Make new data files of the table out of an Arrow table; none for no rows."""
     if data.num_rows == 0:
-        return []
+        return EncodedFiles()
+    held = HeldFileIO(table.io)
+    files = tuple(_dataframe_to_data_files(table.metadata, data, held))
+    for file in files:
+        # pyiceberg sets it only on files that it read from a manifest, and needs it to read one.
+        file.spec_id = table.metadata.default_spec_id
+    return EncodedFiles(files, held.contents())
+
+
+def put_files(table: Table, contents: Mapping[str, pa.Buffer]) -> None:
+    """Store the contents of data files, side by side; to repeat it changes nothing.
+
+    Raises UnreachableError when the object store does not take them after all retries.
+    """
     try:
-        for attempt in tenacity.Retrying(
-            stop=tenacity.stop_after_delay(float(table.io.properties.get(RETRY_PROPERTY, WRITE_SECONDS))),
-            wait=tenacity.wait_random_exponential(multiplier=0.2, max=10),
-            retry=tenacity.retry_if_exception_type(OSError),
-            reraise=True,
-        ):
-            with attempt:
-                files = list(_dataframe_to_data_files(table.metadata, data, table.io))
+        for _ in ExecutorFactory.get_or_create().map(partial(_put, table), contents.items()):
+            pass
     except OSError as error:
         raise UnreachableError(
             f"a data file of {'.'.join(table.name())} can't be written to {table.location()}: {error}"
         ) from error
-    for file in files:
-        # pyiceberg sets it only on files that it read from a manifest, and needs it to read one.
-        file.spec_id = table.metadata.default_spec_id
-    return files
+
+
+def _put(table: Table, file: tuple[str, pa.Buffer]) -> None:
+    location, content = file
+    for attempt in tenacity.Retrying(
+        stop=tenacity.stop_after_delay(float(table.io.properties.get(RETRY_PROPERTY, WRITE_SECONDS))),
+        wait=tenacity.wait_random_exponential(multiplier=0.2, max=10),
+        retry=tenacity.retry_if_exception_type(OSError),
+        reraise=True,
+    ):
+        with attempt, table.io.new_output(location).create(overwrite=True) as stream:
+            stream.write(content)
+
+
+def write_table(table: Table, data: pa.Table) -> tuple[DataFile, ...]:
+    """Encode an Arrow table as new data files and store them; none for no rows. Raises like `put_files`."""
+    encoded = encode_table(table, data)
+    put_files(table, encoded.contents)
+    return encoded.files
 
 
 def without_keys(table: Table, files: Iterable[DataFile], columns: Sequence[str], keys: Collection[Key]) -> pa.Table:

@@ -1,22 +1,23 @@
-"""pyiceberg's files, written to S3 in one request each.
+"""pyiceberg's files, written to S3 in one request each, or kept in memory until they may be.
 
 By itself pyiceberg begins a multipart upload for every file, however small, and asks for its size when it is written:
-four requests, one after the other, on whose answers the stream waits at the end of an epoch.
+four requests, one after the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from types import TracebackType
 from typing import Self
 
+import pyarrow as pa  # type: ignore[import-untyped]
 from pyarrow.fs import FileSystem, S3FileSystem  # type: ignore[import-untyped]
-from pyiceberg.io import OutputStream
+from pyiceberg.io import FileIO, OutputStream
 from pyiceberg.io.pyarrow import PyArrowFile, PyArrowFileIO
 from pyiceberg.typedef import EMPTY_DICT, Properties
 
-__all__ = ["IO_IMPLEMENTATION", "FewRequestsFileIO"]
+__all__ = ["IO_IMPLEMENTATION", "FewRequestsFileIO", "HeldFileIO"]
 
 IO_IMPLEMENTATION = f"{__name__}.FewRequestsFileIO"
 """For pyiceberg's property `py-io-impl`."""
@@ -44,6 +45,46 @@ def _small_at_once(filesystem: FileSystem) -> FileSystem:
         return filesystem
     make, (options,) = filesystem.__reduce__()
     return make({**options, "allow_delayed_open": True})
+
+
+class HeldFileIO(PyArrowFileIO):
+    """Keeps what pyiceberg writes in memory: what is in a file, and how large it is, is known before it is stored."""
+
+    def __init__(self, io: FileIO) -> None:
+        """Read what `io` reads, through its connections."""
+        super().__init__(io.properties)
+        if isinstance(io, PyArrowFileIO):
+            self.fs_by_scheme = io.fs_by_scheme
+        self._files: dict[str, _HeldFile] = {}
+
+    def new_output(self, location: str) -> PyArrowFile:
+        """Return the file that `location` will be."""
+        file = super().new_output(location)
+        held = self._files[location] = _HeldFile(location, file._path, file._filesystem, file._buffer_size)
+        return held
+
+    def contents(self) -> Mapping[str, pa.Buffer]:
+        """Give what was written, by location."""
+        return {location: file.content for location, file in self._files.items()}
+
+
+class _HeldFile(PyArrowFile):
+    """A file in memory."""
+
+    _stream: pa.BufferOutputStream | None = None
+
+    @property
+    def content(self) -> pa.Buffer:
+        """What was written; the file is closed then."""
+        return pa.py_buffer(b"") if self._stream is None else self._stream.getvalue()
+
+    def create(self, overwrite: bool = False) -> OutputStream:  # noqa: ARG002 - there is nothing to overwrite
+        """Open the file for writing."""
+        self._stream = pa.BufferOutputStream()
+        return self._stream
+
+    def __len__(self) -> int:
+        return len(self.content)
 
 
 class _WrittenFile(PyArrowFile):

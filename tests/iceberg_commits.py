@@ -61,9 +61,9 @@ def pending(
     epoch = Epoch(load(settings, spec.identifier), spec, flush_bytes=1 << 20)
     for change in changes:
         epoch.add(change)
-    write, _ = epoch.seal(after or Marker())
-    assert write is not None
-    return write()
+    sealed, _ = epoch.seal(after or Marker())
+    assert sealed is not None
+    return sealed.store()
 
 
 def messages(settings: Settings) -> list[int]:

@@ -180,7 +180,7 @@ def flow_points(doom: Doom) -> None:
     from sinks import iceberg_commit, iceberg_files, lance_pending
     from sinks import lance as vectors
 
-    around(doom, iceberg_files, "_dataframe_to_data_files", lambda metadata, *_: f"{_table(metadata.location)}:file")
+    around(doom, iceberg_files, "_put", lambda table, _: f"{_table(table.location())}:file")
     around(doom, iceberg_commit.Committer, "commit", lambda _, pending: f"{pending.table}:commit")
     claiming = threading.local()
     claim = iceberg_commit.Committer.claim

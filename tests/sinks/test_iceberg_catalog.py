@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from pyiceberg.manifest import DataFile
+from pyiceberg.table import Table
 
 from core.aws import object_store
 from core.errors import MissingError, UnreachableError
 from core.settings import Settings
 from sinks import iceberg_catalog
-from sinks.iceberg_files import restore_file, store_file, write_rows
+from sinks.iceberg_files import encode_rows, put_files, restore_file, store_file
 from sinks.iceberg_tables import TABLES
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -36,6 +38,12 @@ def failure(number: int, **changes: object) -> dict[str, object]:
         "failed_at": NOON,
         **changes,
     }
+
+
+def write_rows(table: Table, rows: list[dict[str, object]]) -> tuple[DataFile, ...]:
+    encoded = encode_rows(table, rows)
+    put_files(table, encoded.contents)
+    return encoded.files
 
 
 def append(settings: Settings, rows: list[dict[str, object]]) -> None:
