@@ -101,7 +101,9 @@ class TablePartition(StatefulSinkPartition[Change, TableState]):
             self._epoch.add(change)
 
     def snapshot(self) -> TableState:
-        """Begin to store the epoch's rows; the state is there when they are encoded. Waits when many commits are pending.
+        """Begin to store the epoch's rows; the state is there when they are encoded.
+
+        Waits while too many commits are pending.
 
         Raises CommitError when an earlier epoch's commit failed, UnreachableError when its rows could not be stored.
         """

@@ -80,8 +80,9 @@ class _HeldFile(PyArrowFile):
 
     def create(self, overwrite: bool = False) -> OutputStream:  # noqa: ARG002 - there is nothing to overwrite
         """Open the file for writing."""
-        self._stream = pa.BufferOutputStream()
-        return self._stream
+        stream: OutputStream = pa.BufferOutputStream()
+        self._stream = stream
+        return stream
 
     def __len__(self) -> int:
         return len(self.content)
