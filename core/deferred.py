@@ -2,7 +2,8 @@
 
 At the end of an epoch the engine first asks all parts of a step for their state and then pickles each. A part that
 has to wait for a store starts its write when it is asked, and is waited for when its state is pickled: so the writes
-of all parts go side by side, and still nothing is in the recovery store before it is in theirs.
+of all parts go side by side, and still nothing is in the recovery store before it is in theirs. Where a copier
+publishes the recovery store, it waits instead (`core.recovery.under_way`).
 """
 
 from __future__ import annotations

@@ -58,7 +58,8 @@ def key_phrases(
 
     Keeps the order, holds nothing back, and counts every note as enriched. Notes without a vector pass as they are,
     and so do all when `model` is None. `model` is the one that made the vectors; it is loaded when the first vector
-    arrives, unless `models.start` has loaded it before; raises ModelError then if it can't be.
+    arrives, unless `models.start` has loaded it before; raises ModelError then if it can't be. The vectors of
+    phrases that came lately are remembered (`models.remembered`).
     """
     # Workers of one process are threads that share this function, and so what it remembers.
     remembered: list[Remembered] = []
@@ -71,8 +72,12 @@ def key_phrases(
     def describe_fresh(fresh: list[Note]) -> list[Note]:
         if model is None or all(note.vector is None for note in fresh):
             return fresh
+        embedder = load_embedder(model, threads=threads)
+        if maker != "phrases":
+            # Thousands of candidates a note, most of them arbitrary cuts, which few other notes share.
+            return describe(fresh, embedder, maker=maker)
         if not remembered:
-            remembered.append(Remembered(load_embedder(model, threads=threads)))
+            remembered.append(Remembered(embedder))
         return describe(fresh, remembered[0], maker=maker)
 
     return op.flat_map_batch("rank", notes, describe_batch)

@@ -11,9 +11,9 @@ the state names are made first, unless the table has them, and records at or bel
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import TypeVar
 
 import bytewax.operators as op
@@ -22,7 +22,6 @@ from bytewax.operators import KeyedStream
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 from pyiceberg.table import Table
 
-from core.deferred import deferred
 from core.first_error import noted
 from core.records import Document, Failure, Note, WindowAggregate
 from core.recovery.under_way import once_stored
@@ -32,6 +31,7 @@ from sinks.commit_queue import CommitQueue
 from sinks.iceberg_catalog import load, load_table, table_marker
 from sinks.iceberg_commit import Committer, PendingCommit, Retries
 from sinks.iceberg_epoch import Epoch
+from sinks.iceberg_files import put_files
 from sinks.iceberg_owner import Owner
 from sinks.iceberg_repetitions import Repetitions
 from sinks.iceberg_rows import Change
@@ -47,7 +47,10 @@ X = TypeVar("X", bound=Document | Note | WindowAggregate | Failure)
 
 @dataclass(frozen=True, slots=True)
 class TableState:
-    """Recovery state of one table: the commits that are written but not made, in order, and the last number given."""
+    """Recovery state of one table: the commits that are not made yet, in order, and the last number given.
+
+    Their files may be on the way to S3 when the engine gets the state; all are there when it is published.
+    """
 
     pending: tuple[PendingCommit, ...]
     commit_number: int
@@ -62,29 +65,28 @@ class TablePartition(StatefulSinkPartition[Change, TableState]):
         spec: TableSpec,
         *,
         commit: Callable[[PendingCommit], None],
+        resume: Callable[[PendingCommit], None] | None = None,
         resume_state: TableState | None = None,
         flush_bytes: int = FLUSH_BYTES,
         max_pending_commits: int = MAX_PENDING_COMMITS,
     ) -> None:
-        """Make the commits that `resume_state` names, then start from the table's marker.
+        """Make the commits that `resume_state` names with `resume`, then start from the table's marker.
 
         `table` is used for writing, on another thread too, and must not be the object that `commit` changes.
-        Raises CommitError and FencedError as `Committer.commit` does.
+        Raises what `Committer.resume` raises.
         """
         self._spec = spec
         self._flush_bytes = flush_bytes
         self._max_pending_commits = max_pending_commits
         state = resume_state or TableState((), 0)
         for pending in state.pending:
-            commit(pending)
+            (resume or commit)(pending)
         self._table = table.refresh() if state.pending else table
         newest = table_marker(self._table)
         self._marker = newest.advanced((), commit_number=max(newest.commit_number, state.commit_number))
         self._repetitions = Repetitions(self._table, spec)
         self._epoch = self._new_epoch()
         self._queue = CommitQueue(commit, name=spec.identifier)
-        # Per write that is not known to be committed what it is going to store.
-        self._sealed: dict[Future[PendingCommit], Future[PendingCommit]] = {}
 
     def write_batch(self, values: list[Change]) -> None:
         """Gather the changes that the table does not have yet.
@@ -101,24 +103,18 @@ class TablePartition(StatefulSinkPartition[Change, TableState]):
             self._epoch.add(change)
 
     def snapshot(self) -> TableState:
-        """Begin to store the epoch's rows; the state is there when they are encoded.
+        """End the epoch and begin to store its files; the state speaks of them (`once_stored`).
 
-        Waits while too many commits are pending.
-
-        Raises CommitError when an earlier epoch's commit failed, UnreachableError when its rows could not be stored.
+        Waits while too many commits are pending. Raises CommitError when an earlier epoch's commit failed,
+        UnreachableError when its files, or early files of this one, could not be stored.
         """
         self._queue.raise_failure()
         sealed, self._marker = self._epoch.seal(self._marker)
         self._epoch = self._new_epoch()
-        write = None
         if sealed is not None:
-            write = self._queue.submit(sealed.store)
-            self._sealed[write] = sealed.pending
+            self._queue.submit(sealed.pending, partial(put_files, self._table, sealed.contents))
         self._queue.wait(at_most=self._max_pending_commits)
-        self._sealed = {unconfirmed: self._sealed[unconfirmed] for unconfirmed in self._queue.unconfirmed()}
-        pending, number = tuple(self._sealed.values()), self._marker.commit_number
-        state = deferred(lambda: TableState(tuple(one.result() for one in pending), number))
-        return once_stored(state, write) if write else state
+        return once_stored(TableState(self._queue.unconfirmed(), self._marker.commit_number), self._queue.stored)
 
     def close(self) -> None:
         """Wait for all pending commits. Raises CommitError when one failed."""
@@ -165,7 +161,8 @@ class IcebergSink(FixedPartitionedSink[Change, TableState]):
         """Build the committer, and take the table over from whatever execution had it.
 
         Raises MissingError for a table that was not created, UnreachableError when the catalog does not answer,
-        CommitError and FencedError when a commit that the state names can't be made, or the table not be taken over.
+        CommitError and FencedError when a commit that the state names can't be made, or the table not be taken over,
+        SnapshotError when the state names files that are gone.
         """
         with noted():
             # Step ids begin with the flow's name.
@@ -174,6 +171,7 @@ class IcebergSink(FixedPartitionedSink[Change, TableState]):
                 load_table(load(self._settings), self._settings, for_part),
                 self._spec,
                 commit=committer.commit,
+                resume=committer.resume,
                 resume_state=resume_state,
             )
         return CarefulPartition(partition)

@@ -125,6 +125,18 @@ class Committer:
         """
         self._retried(lambda: self._attempt(pending), doing=f"commit {pending.commit_number}")
 
+    def resume(self, pending: PendingCommit) -> None:
+        """Bring a commit that a recovery snapshot names into the table, unless it is there already.
+
+        Raises SnapshotError rather than commit files that are gone, which would leave a table that can't be read;
+        else like `commit`.
+        """
+        self._retried(
+            lambda: self._attempt(pending, resumed=True),
+            doing=f"commit {pending.commit_number}",
+            passing=(FencedError, SnapshotError),
+        )
+
     def claim(self) -> None:
         """Make the owner the only execution of its flow that can commit.
 
@@ -171,7 +183,7 @@ class Committer:
                 " nothing is lost, the next start commits it"
             ) from error
 
-    def _attempt(self, pending: PendingCommit) -> None:
+    def _attempt(self, pending: PendingCommit, *, resumed: bool = False) -> None:
         self._look()
         if self._owner:
             self._owner.verify(self._table)
@@ -182,6 +194,8 @@ class Committer:
                 f"table {self._name}: another execution of the flow has committed a part of commit"
                 f" {pending.commit_number}: stop one of the two, or restore a newer snapshot (`pkm snapshots ls`)"
             )
+        if resumed and current is Standing.OPEN:
+            self._check_files(pending)
         if current is Standing.OPEN and self._change_table(pending):
             COMMITS.labels(store=self._name).inc()
         self._stale = False
@@ -196,6 +210,14 @@ class Committer:
             claim(transaction, self._owner)
             _make(transaction)
         self._stale = False
+
+    def _check_files(self, pending: PendingCommit) -> None:
+        for file in pending.data_files:
+            if not self._table.io.new_input(file["file_path"]).exists():
+                raise SnapshotError(
+                    f"{file['file_path']}, which the recovery snapshot names, is gone, and table {self._name} has not"
+                    " got its rows: restore another snapshot (`pkm snapshots ls`)"
+                )
 
     def _look(self) -> None:
         if self._stale:

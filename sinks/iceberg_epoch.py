@@ -1,11 +1,9 @@
-"""One epoch of one table: gathers changes, writes them as data files, and ends as a pending commit."""
+"""One epoch of one table: gathers changes, makes data files of them, and ends as a pending commit."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import pyarrow as pa  # type: ignore[import-untyped]
 from pyiceberg.manifest import DataFile
@@ -14,7 +12,7 @@ from pyiceberg.table import Table
 from core.markers import Marker
 from core.records import Position
 from sinks.iceberg_commit import PendingCommit
-from sinks.iceberg_files import encode_rows, encode_table, put_files, store_file, without_keys
+from sinks.iceberg_files import EncodedFiles, encode_rows, put_files, store_file, without_keys, write_table
 from sinks.iceberg_rows import Change, Key, Row
 from sinks.iceberg_tables import TableSpec
 
@@ -54,78 +52,58 @@ class Epoch:
         self._changes.append(change)
         self._gathered_bytes += _estimated_bytes(change.row)
         if self._gathered_bytes >= self._flush_bytes:
-            put_files(self._table, self._encode_gathered())
+            encoded, keys = self._encode_gathered()
+            put_files(self._table, encoded.contents)
+            self._end_part(encoded.files, keys)
 
     def seal(self, marker: Marker) -> tuple[SealedEpoch | None, Marker]:
-        """Take no more changes; gives what it leaves, None when nothing changes, and the marker after `marker`."""
+        """Take no more changes; gives what it leaves, None when nothing changes, and the marker after `marker`.
+
+        Raises UnreachableError when rows that are in files already have to be written anew and can't be.
+        """
         if not self._changes and not self._parts:
             return None, marker.advanced(self._positions)
         marker = marker.advanced(self._positions, commit_number=marker.commit_number + 1)
-        return SealedEpoch(partial(self._encode, marker), partial(put_files, self._table)), marker
-
-    def _encode(self, marker: Marker) -> tuple[PendingCommit, Mapping[str, pa.Buffer]]:
-        contents = dict(self._encode_gathered())
-        files: list[DataFile] = []
-        for part, stale in zip(self._parts, superseded([part.keys for part in self._parts]), strict=True):
-            if stale and part.files:
-                kept = without_keys(self._table, part.files, self._spec.key_columns, stale)
-                rewritten = encode_table(self._table, kept)
-                files += rewritten.files
-                contents |= rewritten.contents
-            else:
-                files += part.files
+        encoded, keys = self._encode_gathered()
+        self._end_part(encoded.files, keys)
         pending = PendingCommit(
             table=self._spec.identifier,
-            data_files=tuple(store_file(file) for file in files),
+            data_files=tuple(store_file(file) for part in self._without_superseded_rows() for file in part),
             keys=tuple({key for part in self._parts for key in part.keys}),
             marker=marker,
             starts=lowest_positions(self._positions),
         )
-        return pending, contents
+        return SealedEpoch(pending, encoded.contents), marker
 
-    def _encode_gathered(self) -> Mapping[str, pa.Buffer]:
-        if not self._changes:
-            return {}
+    def _encode_gathered(self) -> tuple[EncodedFiles, frozenset[Key]]:
         if self._spec.key_columns:
             rows_by_key = last_per_key(self._changes)
             rows = [row for row in rows_by_key.values() if row is not None]
-            keys = frozenset(rows_by_key)
-        else:
-            rows = [change.row for change in self._changes if change.row is not None]
-            keys = frozenset()
-        encoded = encode_rows(self._table, rows)
-        self._parts.append(_Part(encoded.files, keys))
+            return encode_rows(self._table, rows), frozenset(rows_by_key)
+        rows = [change.row for change in self._changes if change.row is not None]
+        return encode_rows(self._table, rows), frozenset()
+
+    def _end_part(self, files: tuple[DataFile, ...], keys: frozenset[Key]) -> None:
+        self._parts.append(_Part(files, keys))
         self._changes = []
         self._gathered_bytes = 0
-        return encoded.contents
+
+    def _without_superseded_rows(self) -> Iterable[Sequence[DataFile]]:
+        # The last part, which is not stored yet, has no later one.
+        for part, stale in zip(self._parts, superseded([part.keys for part in self._parts]), strict=True):
+            if stale and part.files:
+                kept = without_keys(self._table, part.files, self._spec.key_columns, stale)
+                yield write_table(self._table, kept)
+            else:
+                yield part.files
 
 
+@dataclass(frozen=True, slots=True)
 class SealedEpoch:
-    """What an epoch leaves: the commit that it is to be, known as soon as its rows are encoded, and their files."""
+    """What an epoch leaves: the commit that it is to be, and contents of its files that are not stored yet."""
 
-    def __init__(
-        self,
-        encode: Callable[[], tuple[PendingCommit, Mapping[str, pa.Buffer]]],
-        put: Callable[[Mapping[str, pa.Buffer]], None],
-    ) -> None:
-        self._encode = encode
-        self._put = put
-        self.pending: Future[PendingCommit] = Future()
-        """What the recovery state may say once the files are stored."""
-
-    def store(self) -> PendingCommit:
-        """Encode the rows and store the files; may run on another thread, once.
-
-        Raises UnreachableError when S3 does not take them.
-        """
-        try:
-            pending, contents = self._encode()
-        except Exception as error:
-            self.pending.set_exception(error)
-            raise
-        self.pending.set_result(pending)
-        self._put(contents)
-        return pending
+    pending: PendingCommit
+    contents: Mapping[str, pa.Buffer]
 
 
 def last_per_key(changes: Iterable[Change]) -> dict[Key, Row | None]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.compute as pc  # type: ignore[import-untyped]
 import tenacity
 from pyiceberg.expressions import AlwaysTrue
+from pyiceberg.io import FileIO
 from pyiceberg.io.pyarrow import ArrowScan, _dataframe_to_data_files
 from pyiceberg.manifest import DATA_FILE_TYPE, DataFile, DataFileContent, FileFormat
 from pyiceberg.schema import Schema
@@ -24,7 +25,7 @@ from pyiceberg.utils.concurrent import ExecutorFactory
 
 from core.errors import UnreachableError
 from sinks.iceberg_catalog import RETRY_PROPERTY
-from sinks.iceberg_io import HeldFileIO
+from sinks.iceberg_io import HeldFiles
 from sinks.iceberg_rows import Key, Row
 
 __all__ = [
@@ -75,8 +76,8 @@ def encode_table(table: Table, data: pa.Table) -> EncodedFiles:
     """Make new data files of the table out of an Arrow table; none for no rows."""
     if data.num_rows == 0:
         return EncodedFiles()
-    held = HeldFileIO(table.io)
-    files = tuple(_dataframe_to_data_files(table.metadata, data, held))
+    held = HeldFiles()
+    files = tuple(_dataframe_to_data_files(table.metadata, data, cast("FileIO", held)))
     for file in files:
         # pyiceberg sets it only on files that it read from a manifest, and needs it to read one.
         file.spec_id = table.metadata.default_spec_id
@@ -89,8 +90,15 @@ def put_files(table: Table, contents: Mapping[str, pa.Buffer]) -> None:
     Raises UnreachableError when the object store does not take them after all retries.
     """
     try:
-        for _ in ExecutorFactory.get_or_create().map(partial(_put, table), contents.items()):
-            pass
+        # Around all of them: a pause must not hold a thread of the pool, which is pyiceberg's for all that it reads.
+        for attempt in tenacity.Retrying(
+            stop=tenacity.stop_after_delay(float(table.io.properties.get(RETRY_PROPERTY, WRITE_SECONDS))),
+            wait=tenacity.wait_random_exponential(multiplier=0.2, max=10),
+            retry=tenacity.retry_if_exception_type(OSError),
+            reraise=True,
+        ):
+            with attempt:
+                list(ExecutorFactory.get_or_create().map(partial(_put, table), contents.items()))
     except OSError as error:
         raise UnreachableError(
             f"a data file of {'.'.join(table.name())} can't be written to {table.location()}: {error}"
@@ -99,14 +107,8 @@ def put_files(table: Table, contents: Mapping[str, pa.Buffer]) -> None:
 
 def _put(table: Table, file: tuple[str, pa.Buffer]) -> None:
     location, content = file
-    for attempt in tenacity.Retrying(
-        stop=tenacity.stop_after_delay(float(table.io.properties.get(RETRY_PROPERTY, WRITE_SECONDS))),
-        wait=tenacity.wait_random_exponential(multiplier=0.2, max=10),
-        retry=tenacity.retry_if_exception_type(OSError),
-        reraise=True,
-    ):
-        with attempt, table.io.new_output(location).create(overwrite=True) as stream:
-            stream.write(content)
+    with table.io.new_output(location).create(overwrite=True) as stream:
+        stream.write(content)
 
 
 def write_table(table: Table, data: pa.Table) -> tuple[DataFile, ...]:

@@ -1,4 +1,4 @@
-"""pyiceberg's files, written to S3 in one request each, or kept in memory until they may be.
+"""pyiceberg's files: in memory, or written to S3 in one request each.
 
 By itself pyiceberg begins a multipart upload for every file, however small, and asks for its size when it is written:
 four requests, one after the other.
@@ -7,17 +7,17 @@ four requests, one after the other.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from types import TracebackType
 from typing import Self
 
 import pyarrow as pa  # type: ignore[import-untyped]
 from pyarrow.fs import FileSystem, S3FileSystem  # type: ignore[import-untyped]
-from pyiceberg.io import FileIO, OutputStream
+from pyiceberg.io import OutputStream
 from pyiceberg.io.pyarrow import PyArrowFile, PyArrowFileIO
 from pyiceberg.typedef import EMPTY_DICT, Properties
 
-__all__ = ["IO_IMPLEMENTATION", "FewRequestsFileIO", "HeldFileIO"]
+__all__ = ["IO_IMPLEMENTATION", "FewRequestsFileIO", "HeldFiles"]
 
 IO_IMPLEMENTATION = f"{__name__}.FewRequestsFileIO"
 """For pyiceberg's property `py-io-impl`."""
@@ -47,42 +47,31 @@ def _small_at_once(filesystem: FileSystem) -> FileSystem:
     return make({**options, "allow_delayed_open": True})
 
 
-class HeldFileIO(PyArrowFileIO):
-    """Keeps what pyiceberg writes in memory: what is in a file, and how large it is, is known before it is stored."""
+class HeldFiles:
+    """What pyiceberg's writer needs of a `FileIO`, in memory: files are known, sizes too, before they are stored."""
 
-    def __init__(self, io: FileIO) -> None:
-        """Read what `io` reads, through its connections."""
-        super().__init__(io.properties)
-        if isinstance(io, PyArrowFileIO):
-            self.fs_by_scheme = io.fs_by_scheme
+    def __init__(self) -> None:
         self._files: dict[str, _HeldFile] = {}
 
-    def new_output(self, location: str) -> PyArrowFile:
+    def new_output(self, location: str) -> _HeldFile:
         """Return the file that `location` will be."""
-        file = super().new_output(location)
-        held = self._files[location] = _HeldFile(location, file._path, file._filesystem, file._buffer_size)
-        return held
+        return self._files.setdefault(location, _HeldFile())
 
     def contents(self) -> Mapping[str, pa.Buffer]:
         """Give what was written, by location."""
         return {location: file.content for location, file in self._files.items()}
 
 
-class _HeldFile(PyArrowFile):
-    """A file in memory."""
+class _HeldFile:
+    def __init__(self) -> None:
+        self._stream = pa.BufferOutputStream()
 
-    _stream: pa.BufferOutputStream | None = None
+    def create(self, overwrite: bool) -> pa.BufferOutputStream:  # noqa: ARG002 - there is nothing to overwrite
+        return self._stream
 
-    @property
+    @cached_property
     def content(self) -> pa.Buffer:
-        """What was written; the file is closed then."""
-        return pa.py_buffer(b"") if self._stream is None else self._stream.getvalue()
-
-    def create(self, overwrite: bool = False) -> OutputStream:  # noqa: ARG002 - there is nothing to overwrite
-        """Open the file for writing."""
-        stream: OutputStream = pa.BufferOutputStream()
-        self._stream = stream
-        return stream
+        return self._stream.getvalue()
 
     def __len__(self) -> int:
         return len(self.content)

@@ -13,8 +13,8 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterable
-from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import partial
 
 import bytewax.operators as op
 import lance
@@ -150,7 +150,6 @@ class VectorPart(StatefulSinkPartition[Note, VectorState]):
             self._resume(pending)
         lance_pending.sweep(settings, named={pending.path for pending in named})
         self._queue: CommitQueue[_Stored] = CommitQueue(self._commit, name=PART)
-        self._references: dict[Future[_Stored], PendingMerge] = {}
 
     @property
     def marker(self) -> Marker:
@@ -174,25 +173,16 @@ class VectorPart(StatefulSinkPartition[Note, VectorState]):
         stored = self._stored_positions(again) if again else {}
         lacking = uncommitted(self._pending, self._marker, stored, leaves_nothing=_leaves_nothing)
         self._pending.clear()
-        write = self._begin(lacking) if lacking else None
+        if lacking:
+            epoch = self._epoch_of(lacking)
+            reference = lance_pending.name(epoch)
+            self._marker = epoch.marker
+            self._queue.submit(
+                _Stored(reference, epoch), partial(lance_pending.store, self._settings, reference, epoch)
+            )
         self._queue.wait(at_most=MAX_PENDING_MERGES)
-        unconfirmed = self._queue.unconfirmed()
-        self._references = {write: self._references[write] for write in unconfirmed}
-        state = VectorState(tuple(self._references.values()))
-        return once_stored(state, write) if write else state
-
-    def _begin(self, notes: list[Note]) -> Future[_Stored]:
-        epoch = self._epoch_of(notes)
-        reference = lance_pending.name(epoch)
-        self._marker = epoch.marker
-
-        def write() -> _Stored:
-            lance_pending.store(self._settings, reference, epoch)
-            return _Stored(reference, epoch)
-
-        written = self._queue.submit(write)
-        self._references[written] = reference
-        return written
+        state = VectorState(tuple(unconfirmed.reference for unconfirmed in self._queue.unconfirmed()))
+        return once_stored(state, self._queue.stored)
 
     def close(self) -> None:
         """Wait until all is merged. Raises what a merge failed with."""

@@ -13,6 +13,7 @@ from core.settings import Settings
 from sinks import iceberg_catalog
 from sinks.iceberg_commit import Committer, PendingCommit, Retries
 from sinks.iceberg_epoch import Epoch
+from sinks.iceberg_files import put_files
 from sinks.iceberg_owner import Owner
 from sinks.iceberg_rows import Change
 from sinks.iceberg_tables import BRONZE_FAILURES, SILVER_METRICS, TableSpec
@@ -63,7 +64,8 @@ def pending(
         epoch.add(change)
     sealed, _ = epoch.seal(after or Marker())
     assert sealed is not None
-    return sealed.store()
+    put_files(load(settings, spec.identifier), sealed.contents)
+    return sealed.pending
 
 
 def messages(settings: Settings) -> list[int]:

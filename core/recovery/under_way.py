@@ -20,7 +20,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
-from core.deferred import deferred, settled
+from core.deferred import deferred
 
 __all__ = ["Begun", "UnderWay", "hold", "once_stored", "release"]
 
@@ -129,7 +129,7 @@ def once_stored(state: S, write: Future[Any], *, wait: Callable[[], object] | No
     `wait`, by default the write's `result`, and raises what that raises.
     """
     if not _held:
-        return deferred(lambda: ((wait or write.result)(), settled(state))[1])
+        return deferred(lambda: ((wait or write.result)(), state)[1])
     for writes in _held:
         writes.begin(write)
     return state

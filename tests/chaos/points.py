@@ -154,8 +154,6 @@ def around(doom: Doom, owner: Any, name: str, write_of: Callable[..., str | None
         doom.passes(f"{write}:before")
         with doom.inside(write):
             result = original(*arguments, **options)
-            if inspect.isgenerator(result):
-                result = list(result)
         doom.passes(f"{write}:after")
         return result
 

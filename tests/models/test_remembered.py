@@ -69,7 +69,7 @@ def test_rows_belong_to_the_caller() -> None:
     np.testing.assert_array_equal(remembered.encode(["a"]), Counting().encode(["a"]))
 
 
-def test_threads_share_what_is_remembered() -> None:
+def test_threads_get_the_right_rows_while_slots_change_hands() -> None:
     remembered = Remembered(Counting(), most_texts=20)
     wrong: list[list[str]] = []
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import bytewax.operators as op
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, CountVectorizer
 
 from builders import note_of
-from core.records import Note
+from core.records import Note, Vector
 from core.telemetry import NOTES
 from models.embedder import Embedder, load_embedder
 from operators import concepts, ngrams
@@ -46,6 +47,21 @@ def run(notes: list[Note], *, model: str | None = MODEL, batch_size: int = 10) -
     op.output("out", concepts.key_phrases("concepts", stream, model=model, threads=None), TestingSink(out))
     run_main(flow)
     return out
+
+
+def test_a_phrase_that_notes_of_other_batches_have_is_embedded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    embedder, asked = load_embedder(MODEL, threads=None), list[str]()
+
+    def encode(texts: Sequence[str]) -> Vector:
+        asked.extend(texts)
+        return Embedder.encode(embedder, texts)
+
+    notes = [note(CATS, embedder), note(CATS + "\n" + STREAMS, embedder)]
+    monkeypatch.setattr(embedder, "encode", encode)
+    apart = run(notes, batch_size=1)
+    assert sorted(asked) == sorted(set(asked)) != []
+    assert set(candidates(CATS, limit=concepts.CANDIDATES)) < set(asked)
+    assert [found.concepts for found in apart] == [found.concepts for found in concepts.describe(notes, embedder)]
 
 
 def test_candidates_cross_no_punctuation_line_break_or_stop_word() -> None:

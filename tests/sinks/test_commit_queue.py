@@ -1,4 +1,4 @@
-"""Epochs are written and committed beside the stream, in order, until the first that fails."""
+"""Epochs are stored and committed beside the stream, in order, until the first that fails."""
 
 from __future__ import annotations
 
@@ -16,15 +16,11 @@ from sinks.commit_queue import CommitQueue
 
 
 class Rows:
-    """What a write holds on to."""
+    """What storing holds on to."""
 
 
-def writing(number: int) -> Callable[[], int]:
-    return lambda: number
-
-
-def results(waiting: CommitQueue[int]) -> list[int]:
-    return [write.result() for write in waiting.unconfirmed()]
+def at_once() -> None:
+    """Store nothing."""
 
 
 def test_the_queue_keeps_order_and_stops_at_the_first_commit_that_fails() -> None:
@@ -39,37 +35,40 @@ def test_the_queue_keeps_order_and_stops_at_the_first_commit_that_fails() -> Non
 
     waiting = CommitQueue(commit, name="test")
     for number in range(1, 6):
-        waiting.submit(writing(number))
-    assert results(waiting) == [1, 2, 3, 4, 5]
+        waiting.submit(number, at_once)
+    assert waiting.unconfirmed() == (1, 2, 3, 4, 5)
     gate.set()
     with pytest.raises(CommitError, match="no"):
         waiting.wait()
     assert made == [1, 2]
-    assert results(waiting) == [3, 4, 5]
+    assert waiting.unconfirmed() == (3, 4, 5)
     with pytest.raises(CommitError):
-        waiting.submit(writing(1))
+        waiting.submit(6, at_once)
 
 
-def test_a_write_waits_for_no_commit_and_the_caller_for_no_write() -> None:
-    written, open_write, open_commit = threading.Event(), threading.Event(), threading.Event()
+def test_storing_waits_for_no_commit_and_the_caller_for_nothing() -> None:
+    stored, open_store, open_commit = threading.Event(), threading.Event(), threading.Event()
 
-    def write() -> int:
-        open_write.wait(10)
-        written.set()
-        return 2
+    def store() -> None:
+        open_store.wait(10)
+        stored.set()
 
     waiting: CommitQueue[int] = CommitQueue(lambda _: open_commit.wait(10) and None, name="test")
-    waiting.submit(writing(1))
-    waiting.submit(write)
-    before = waiting.unconfirmed()
-    waiting.submit(writing(3))
-    assert not written.is_set()
-    open_write.set()
-    assert [write.result() for write in before] == [1, 2], "what came later is not a part of it"
+    assert waiting.stored.done(), "nothing is under way"
+    waiting.submit(1, at_once)
+    waiting.submit(2, store)
+    two = waiting.stored
+    waiting.submit(3, at_once)
+    assert waiting.unconfirmed() == (1, 2, 3)
+    assert not stored.is_set()
+    open_store.set()
+    two.result()
+    assert stored.is_set()
+    waiting.stored.result()
     assert not open_commit.is_set()
     open_commit.set()
     waiting.wait()
-    assert results(waiting) == []
+    assert waiting.unconfirmed() == ()
 
 
 def test_a_commit_comes_after_what_the_stream_waits_for_unless_somebody_waits_for_it(
@@ -78,7 +77,8 @@ def test_a_commit_comes_after_what_the_stream_waits_for_unless_somebody_waits_fo
     monkeypatch.setattr(commit_queue, "HEAD_START_SECONDS", 60.0)
     made: list[int] = []
     waiting = CommitQueue(made.append, name="test")
-    assert waiting.submit(writing(1)).result() == 1
+    waiting.submit(1, at_once)
+    waiting.stored.result()
     time.sleep(0.3)
     assert made == []
     began = time.monotonic()
@@ -87,35 +87,39 @@ def test_a_commit_comes_after_what_the_stream_waits_for_unless_somebody_waits_fo
     assert time.monotonic() - began < 30
 
 
-def test_a_write_that_fails_is_told_to_the_state_and_to_every_later_call() -> None:
+def test_what_can_not_be_stored_is_told_to_the_state_and_to_every_later_call() -> None:
     made: list[int] = []
+    stored: list[int] = []
+    held = threading.Event()
 
-    def fail() -> int:
+    def fail() -> None:
+        held.wait(10)
         raise UnreachableError("no bucket")
 
     waiting = CommitQueue(made.append, name="test")
-    waiting.submit(writing(1))
-    waiting.submit(fail)
-    waiting.submit(writing(3))
+    waiting.submit(1, at_once)
+    waiting.submit(2, fail)
+    waiting.submit(3, lambda: stored.append(3))
+    held.set()
     with pytest.raises(UnreachableError, match="no bucket"):
-        results(waiting)
-    for call in (waiting.wait, waiting.raise_failure, lambda: waiting.submit(writing(4))):
+        waiting.stored.result()
+    for call in (waiting.wait, waiting.raise_failure, lambda: waiting.submit(4, at_once)):
         with pytest.raises(UnreachableError, match="no bucket"):
             call()
-    assert made == [1], "nothing is committed after what is missing"
+    assert (made, stored) == ([1], []), "nothing is stored or committed after what is missing"
 
 
-def test_rows_that_are_written_are_not_kept() -> None:
+def test_rows_that_are_stored_are_not_kept() -> None:
     def epoch() -> tuple[Callable[[], int], weakref.ref[Rows]]:
         rows = Rows()
         return (lambda: len(str(rows))), weakref.ref(rows)
 
     waiting: CommitQueue[int] = CommitQueue(lambda _: None, name="test")
-    write, rows = epoch()
-    waiting.submit(write)
-    del write
+    store, rows = epoch()
+    waiting.submit(1, store)
+    del store
     waiting.wait()
-    waiting.submit(writing(2))
+    waiting.submit(2, at_once)
     waiting.wait()
     gc.collect()
     assert rows() is None

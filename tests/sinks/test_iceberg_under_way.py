@@ -7,19 +7,23 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from core import aws
 from core.deferred import settled
-from core.errors import UnreachableError
+from core.errors import SnapshotError, UnreachableError
+from core.markers import Marker
 from core.recovery.under_way import Begun, UnderWay, hold, release
 from core.settings import Settings
 from faults.proxy import Fault, FaultProxy, fault_proxy
-from iceberg_commits import failure, load, messages
+from iceberg_commits import QUICK, failure, load, messages, window
 from sinks import iceberg_catalog
 from sinks.iceberg import TablePartition, TableState
 from sinks.iceberg_commit import Committer, PendingCommit
-from sinks.iceberg_tables import BRONZE_FAILURES
+from sinks.iceberg_epoch import Epoch
+from sinks.iceberg_files import encode_rows, put_files
+from sinks.iceberg_tables import BRONZE_FAILURES, SILVER_METRICS
 from snapshots import eventually
 
 FILES = "/data/.*parquet"
@@ -27,7 +31,7 @@ FILES = "/data/.*parquet"
 
 @pytest.fixture
 def proxy(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    monkeypatch.setattr(iceberg_catalog, "TABLES", (BRONZE_FAILURES,))
+    monkeypatch.setattr(iceberg_catalog, "TABLES", (BRONZE_FAILURES, SILVER_METRICS))
     iceberg_catalog.create_tables(settings)
     with fault_proxy(aws.endpoint("s3") or "") as between:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", between.url)
@@ -46,8 +50,10 @@ def copier(tmp_path: Path) -> Iterator[Path]:
 
 
 def opened(settings: Settings, state: TableState | None = None) -> TablePartition:
-    committer = Committer(load(settings), key_columns=())
-    return TablePartition(load(settings), BRONZE_FAILURES, commit=committer.commit, resume_state=state)
+    committer = Committer(load(settings), key_columns=(), retries=QUICK)
+    return TablePartition(
+        load(settings), BRONZE_FAILURES, commit=committer.commit, resume=committer.resume, resume_state=state
+    )
 
 
 def never(_: PendingCommit) -> None:
@@ -78,6 +84,8 @@ def test_where_no_copier_looks_the_state_waits_for_the_files(settings: Settings,
     proxy.rules = [Fault("hold", operation="PUT", path=FILES)]
     part = opened(settings)
     part.write_batch([failure(1)])
+    part.snapshot()
+    # Nothing came in this epoch, but its state speaks of the one before.
     state, pickled = part.snapshot(), threading.Event()
     waiting = threading.Thread(target=lambda: pickle.dumps(state) and pickled.set())
     waiting.start()
@@ -125,3 +133,57 @@ def test_files_that_s3_never_takes_end_the_flow_and_nothing_is_published(
     begun.close()
     proxy.rules = []
     assert messages(settings) == []
+
+
+@pytest.mark.usefixtures("proxy")
+def test_a_commit_whose_file_is_gone_is_refused_unless_it_is_made(settings: Settings) -> None:
+    epoch = Epoch(load(settings), BRONZE_FAILURES, flush_bytes=1 << 20)
+    epoch.add(failure(1))
+    sealed, _ = epoch.seal(Marker())
+    assert sealed is not None
+    state = TableState((sealed.pending,), 1)
+    with pytest.raises(SnapshotError, match=r"parquet, which the recovery snapshot names, is gone, and table bronze"):
+        opened(settings, state)
+    assert messages(settings) == []
+
+    put_files(load(settings), sealed.contents)
+    opened(settings, state).close()
+    assert messages(settings) == [1]
+    (file,) = sealed.pending.data_files
+    key = file["file_path"].removeprefix(f"s3://{settings.bucket}/")
+    aws.s3_client(settings).delete_object(Bucket=settings.bucket, Key=key)
+    opened(settings, state).close()
+
+
+def test_of_several_files_the_one_that_failed_is_tried_again(settings: Settings, proxy: FaultProxy) -> None:
+    proxy.rules = [Fault("slow-down", operation="PUT", path="/data/two", times=12)]
+    table = load(settings)
+    names = [f"{table.location()}/data/{name}.parquet" for name in ("one", "two", "three")]
+    put_files(table, {name: pa.py_buffer(name.encode()) for name in names})
+    assert proxy.faults["slow-down"] == 12
+    for name in names:
+        with table.io.new_input(name).open() as stored:
+            assert stored.read() == name.encode()
+
+
+def test_encoding_asks_nobody(settings: Settings, proxy: FaultProxy) -> None:
+    table = load(settings)
+    row = failure(1).row
+    assert row is not None
+    proxy.passed.clear()
+    encoded = encode_rows(table, [row])
+    assert not proxy.passed
+    put_files(table, encoded.contents)
+    assert dict(proxy.passed) == {"s3 PUT": 1}
+
+
+@pytest.mark.usefixtures("proxy")
+def test_a_large_epoch_keeps_only_its_last_part_in_memory(settings: Settings) -> None:
+    epoch = Epoch(load(settings, "silver.metrics"), SILVER_METRICS, flush_bytes=1)
+    for count in range(1, 4):
+        epoch.add(window("git", count))
+    epoch.add(window("web", 1))
+    sealed, _ = epoch.seal(Marker())
+    assert sealed is not None
+    assert not sealed.contents, "parts are stored when they are full, and when rows of them are replaced"
+    assert len(sealed.pending.data_files) == 2

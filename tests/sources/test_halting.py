@@ -63,7 +63,7 @@ class Part(StatefulSinkPartition[int, None]):
         """Keep nothing."""
 
     def snapshot(self) -> None:
-        self._queue.submit(lambda: 1)
+        self._queue.submit(1, lambda: None)
 
 
 class Sink(FixedPartitionedSink[int, None]):
