@@ -157,7 +157,9 @@ def _announce(
                 finish(UNDER_WAY)
             finish(0)
         except Exception:
-            # When the source failed, the slices before it are completed; when a slice did, those after it have ended.
+            # Nothing is swallowed: what failed is raised once no slice is under way. When the source failed, the
+            # slices before it are completed; when a slice did, those after it end at once. An interrupt is not
+            # caught, since it must wait for none.
             wait(under_way)
             raise
     return total.summary()

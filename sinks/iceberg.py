@@ -70,7 +70,7 @@ class TablePartition(StatefulSinkPartition[Change, TableState]):
         flush_bytes: int = FLUSH_BYTES,
         max_pending_commits: int = MAX_PENDING_COMMITS,
     ) -> None:
-        """Make the commits that `resume_state` names with `resume`, then start from the table's marker.
+        """Make the commits that `resume_state` names with `resume` (or `commit`), then start from the table's marker.
 
         `table` is used for writing, on another thread too, and must not be the object that `commit` changes.
         Raises what `Committer.resume` raises.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import obstore
@@ -14,6 +14,7 @@ from pydantic import SecretStr
 from core import aws
 from core.recovery import Snapshot, SnapshotStore
 from core.recovery.directory import DATABASE
+from core.recovery.under_way import UnderWay, hold, release
 from core.settings import Settings
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "run_once",
     "with_changes",
     "with_key",
+    "writes_told_in",
 ]
 
 CONTENT = b"SQLite format 3\x00" + bytes(range(256)) * 40
@@ -69,6 +71,18 @@ def eventually(condition: Callable[[], object], otherwise: str, *, seconds: floa
     while not condition():
         assert time.monotonic() < deadline, otherwise
         time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def writes_told_in(directory: Path) -> Iterator[UnderWay]:
+    """Have sinks tell their writes in `directory`, as they do where a copier looks at it."""
+    writes = UnderWay(directory)
+    hold(writes)
+    try:
+        yield writes
+    finally:
+        release(writes)
+        writes.close()
 
 
 def run_once(directory: Path, *, epoch: int, state: bytes, workers: int = 1) -> None:

@@ -17,20 +17,17 @@ from hypothesis import strategies as st
 from core.deferred import settled
 from core.errors import UnreachableError
 from core.recovery import RecoverySession, SnapshotStore, session
-from core.recovery.under_way import Begun, UnderWay, hold, once_stored, release
+from core.recovery.under_way import Begun, UnderWay, once_stored
 from core.settings import Settings
-from snapshots import eventually, newest_of, run_once
+from snapshots import eventually, newest_of, run_once, writes_told_in
 
 FLOW = "counting"
 
 
 @pytest.fixture
 def writes(tmp_path: Path) -> Iterator[UnderWay]:
-    writes = UnderWay(tmp_path)
-    hold(writes)
-    yield writes
-    release(writes)
-    writes.close()
+    with writes_told_in(tmp_path) as writes:
+        yield writes
 
 
 def test_all_is_stored_when_nothing_was_begun(tmp_path: Path, writes: UnderWay) -> None:
@@ -88,14 +85,9 @@ def test_what_was_not_stored_never_will_be(tmp_path: Path, writes: UnderWay, end
 def test_the_stream_goes_on_where_a_copier_waits_and_only_there(tmp_path: Path) -> None:
     write = Future[str]()
     waiting = once_stored("state", write)
-    writes = UnderWay(tmp_path)
-    hold(writes)
-    try:
+    with writes_told_in(tmp_path):
         assert once_stored("state", write) == "state"
         assert not Begun(tmp_path).stored
-    finally:
-        release(writes)
-        writes.close()
     write.set_result("stored")
     assert settled(waiting) == "state"
     assert pickle.loads(pickle.dumps(waiting)) == "state"

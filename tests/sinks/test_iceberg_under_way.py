@@ -14,7 +14,7 @@ from core import aws
 from core.deferred import settled
 from core.errors import SnapshotError, UnreachableError
 from core.markers import Marker
-from core.recovery.under_way import Begun, UnderWay, hold, release
+from core.recovery.under_way import Begun
 from core.settings import Settings
 from faults.proxy import Fault, FaultProxy, fault_proxy
 from iceberg_commits import QUICK, failure, load, messages, window
@@ -24,7 +24,7 @@ from sinks.iceberg_commit import Committer, PendingCommit
 from sinks.iceberg_epoch import Epoch
 from sinks.iceberg_files import encode_rows, put_files
 from sinks.iceberg_tables import BRONZE_FAILURES, SILVER_METRICS
-from snapshots import eventually
+from snapshots import eventually, writes_told_in
 
 FILES = "/data/.*parquet"
 
@@ -42,11 +42,8 @@ def proxy(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fault
 @pytest.fixture
 def copier(tmp_path: Path) -> Iterator[Path]:
     """The directory that a copier would look at."""
-    writes = UnderWay(tmp_path)
-    hold(writes)
-    yield tmp_path
-    release(writes)
-    writes.close()
+    with writes_told_in(tmp_path):
+        yield tmp_path
 
 
 def opened(settings: Settings, state: TableState | None = None) -> TablePartition:
