@@ -110,7 +110,7 @@ def test_a_response_that_is_lost_leaves_one_file_of_one_name(
     files = [f"s3://{settings.bucket}/{item['Key']}" for item in found if item["Key"].endswith(".parquet")]
     assert files == [file["file_path"] for pending in state.pending for file in pending.data_files]
     begun = Begun(copier)
-    assert begun.stored
+    eventually(lambda: begun.stored, "the copier was not told")
     begun.close()
 
 
@@ -125,7 +125,8 @@ def test_files_that_s3_never_takes_end_the_flow_and_nothing_is_published(
     with pytest.raises(UnreachableError, match=r"a data file of bronze\.failures can't be written"):
         part.close()
     begun = Begun(copier)
-    assert begun.failed
+    # A future wakes who waits for it before it tells the others.
+    eventually(lambda: begun.failed, "the copier was not told")
     assert not begun.stored
     begun.close()
     proxy.rules = []
