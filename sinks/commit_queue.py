@@ -62,10 +62,14 @@ class CommitQueue(Generic[P]):
         """Wait until at most so many epochs are unconfirmed. Raises what storing or committing one failed with."""
         with self._changed:
             if len(self._unconfirmed) > at_most:
-                self._awaited.set()
+                self.hurry()
             self._changed.wait_for(lambda: self._failure is not None or len(self._unconfirmed) <= at_most)
             self._awaited.clear()
         self.raise_failure()
+
+    def hurry(self) -> None:
+        """Give nothing a head start any more, until somebody has waited."""
+        self._awaited.set()
 
     def raise_failure(self) -> None:
         """Raise what storing or committing an epoch failed with, if one did."""

@@ -19,14 +19,14 @@ from typing import TypeVar
 import bytewax.operators as op
 from bytewax.dataflow import Stream, operator
 from bytewax.operators import KeyedStream
-from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
+from bytewax.outputs import FixedPartitionedSink
 from pyiceberg.table import Table
 
 from core.first_error import noted
 from core.records import Document, Failure, Note, WindowAggregate
 from core.recovery.under_way import once_stored
 from core.settings import Settings
-from sinks.closing import CarefulPartition
+from sinks.closing import CarefulPartition, ClosablePartition
 from sinks.commit_queue import CommitQueue
 from sinks.iceberg_catalog import load, load_table, table_marker
 from sinks.iceberg_commit import Committer, PendingCommit, Retries
@@ -56,7 +56,7 @@ class TableState:
     commit_number: int
 
 
-class TablePartition(StatefulSinkPartition[Change, TableState]):
+class TablePartition(ClosablePartition[Change, TableState]):
     """The one committer of a table."""
 
     def __init__(
@@ -115,6 +115,10 @@ class TablePartition(StatefulSinkPartition[Change, TableState]):
             self._queue.submit(sealed.pending, partial(put_files, self._table, sealed.contents))
         self._queue.wait(at_most=self._max_pending_commits)
         return once_stored(TableState(self._queue.unconfirmed(), self._marker.commit_number), self._queue.stored)
+
+    def begin_close(self) -> None:
+        """Make all pending commits without delay."""
+        self._queue.hurry()
 
     def close(self) -> None:
         """Wait for all pending commits. Raises CommitError when one failed."""

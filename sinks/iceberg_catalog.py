@@ -14,6 +14,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import tenacity
 from botocore.exceptions import BotoCoreError, ClientError
 from pyiceberg.catalog import Catalog, load_catalog
+from pyiceberg.catalog.glue import GlueCatalog
 from pyiceberg.exceptions import (
     NoSuchNamespaceError,
     NoSuchTableError,
@@ -112,12 +113,19 @@ def _connect(settings: Settings) -> Catalog:
             # pyiceberg sets the number of retries only; botocore's own time-outs are a minute each.
             session.set_default_client_config(aws.client_config(settings, attempts=CATALOG_ATTEMPTS))
         try:
-            return load_catalog("pkm", **properties)
+            return _asking_once(load_catalog("pkm", **properties))
         except (ImportError, NotInstalledError) as error:
             raise SettingsError(
                 f"the {settings.catalog} catalog at {_catalog_address(settings)} needs a driver that is not"
                 f" installed: pip install it, or choose another PKM_CATALOG_URI ({reason(error.__cause__ or error)})"
             ) from error
+
+
+def _asking_once(catalog: Catalog) -> Catalog:
+    if isinstance(catalog, GlueCatalog):
+        # Else each commit asks Glue whether the database is one of S3 Tables, which it is for life or never.
+        catalog._is_s3tables_database = lru_cache(catalog._is_s3tables_database)  # type: ignore[method-assign]
+    return catalog
 
 
 @lru_cache(maxsize=1)

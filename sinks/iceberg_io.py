@@ -1,7 +1,7 @@
 """pyiceberg's files: in memory, or written to S3 in one request each.
 
-By itself pyiceberg begins a multipart upload for every file, however small, and asks for its size when it is written:
-four requests, one after the other.
+By itself pyiceberg asks for every file whether it is there (two requests), begins a multipart upload, however small
+the file is, and asks for its size: six requests, one after the other.
 """
 
 from __future__ import annotations
@@ -17,26 +17,51 @@ from pyiceberg.io import OutputStream
 from pyiceberg.io.pyarrow import PyArrowFile, PyArrowFileIO
 from pyiceberg.typedef import EMPTY_DICT, Properties
 
+from sinks.iceberg_metadata_files import MetadataFile, is_metadata
+
 __all__ = ["IO_IMPLEMENTATION", "FewRequestsFileIO", "HeldFiles"]
 
 IO_IMPLEMENTATION = f"{__name__}.FewRequestsFileIO"
 """For pyiceberg's property `py-io-impl`."""
 
 
+_CONNECTION_PROPERTIES = ("s3.", "client.")
+
+
 class FewRequestsFileIO(PyArrowFileIO):
-    """What pyiceberg uses by default, with fewer requests for what is written; reading is as it was."""
+    """What pyiceberg uses by default, with fewer requests; data files are read as they were."""
 
     def __init__(self, properties: Properties = EMPTY_DICT) -> None:
         super().__init__(properties)
         connect = self.fs_by_scheme
+        # pyiceberg makes a new FileIO whenever it looks at a table, and by itself a connection for each.
+        connection = tuple(
+            sorted((name, value) for name, value in properties.items() if name.startswith(_CONNECTION_PROPERTIES))
+        )
         self.fs_by_scheme: Callable[[str, str | None], FileSystem] = lru_cache(
-            lambda scheme, netloc=None: _small_at_once(connect(scheme, netloc))
+            lambda scheme, netloc=None: (
+                _s3(connection, scheme, netloc) if scheme.startswith("s3") else connect(scheme, netloc)
+            )
         )
 
+    def new_input(self, location: str) -> PyArrowFile:
+        """Return the file to read at `location`."""
+        file = super().new_input(location)
+        return _as(MetadataFile, file) if is_metadata(location) else file
+
     def new_output(self, location: str) -> PyArrowFile:
-        """Return the file to write at `location`."""
+        """Return the file to write at `location`, which must be a new one: nobody looks whether there is one."""
         file = super().new_output(location)
-        return _WrittenFile(location, file._path, file._filesystem, file._buffer_size)
+        return _as(MetadataFile if is_metadata(location) else _WrittenFile, file)
+
+
+def _as(kind: type[PyArrowFile], file: PyArrowFile) -> PyArrowFile:
+    return kind(file.location, file._path, file._filesystem, file._buffer_size)
+
+
+@lru_cache(maxsize=16)
+def _s3(connection: tuple[tuple[str, str], ...], scheme: str, netloc: str | None) -> FileSystem:
+    return _small_at_once(PyArrowFileIO(dict(connection))._initialize_fs(scheme, netloc))
 
 
 def _small_at_once(filesystem: FileSystem) -> FileSystem:
@@ -78,13 +103,13 @@ class _HeldFile:
 
 
 class _WrittenFile(PyArrowFile):
-    """A file that knows how much was written to it."""
+    """A data file, which knows how much was written to it."""
 
     _stream: _CountingStream | None = None
 
-    def create(self, overwrite: bool = False) -> OutputStream:
+    def create(self, overwrite: bool = False) -> OutputStream:  # noqa: ARG002 - see `new_output`
         """Open the file for writing."""
-        self._stream = _CountingStream(super().create(overwrite))
+        self._stream = _CountingStream(super().create(overwrite=True))
         return self._stream
 
     def __len__(self) -> int:

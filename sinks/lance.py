@@ -21,7 +21,7 @@ import lance
 import pyarrow  # type: ignore[import-untyped]
 import structlog
 from bytewax.dataflow import Stream, operator
-from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
+from bytewax.outputs import FixedPartitionedSink
 
 from core.errors import FencedError, MissingError, SnapshotError
 from core.first_error import noted
@@ -32,7 +32,7 @@ from core.recovery.under_way import once_stored
 from core.settings import Settings
 from core.telemetry import COMMITS
 from sinks import lance_pending
-from sinks.closing import CarefulPartition
+from sinks.closing import CarefulPartition, ClosablePartition
 from sinks.commit_queue import CommitQueue
 from sinks.lance_dataset import (
     attempts,
@@ -115,7 +115,7 @@ class VectorSink(FixedPartitionedSink[Note, VectorState]):
                 raise
 
 
-class NoVectors(StatefulSinkPartition[Note, VectorState]):
+class NoVectors(ClosablePartition[Note, VectorState]):
     """Stands in for a dataset that was never made, since no note has vectors: there is nothing to write or delete."""
 
     def write_batch(self, values: list[Note]) -> None:
@@ -126,7 +126,7 @@ class NoVectors(StatefulSinkPartition[Note, VectorState]):
         return VectorState()
 
 
-class VectorPart(StatefulSinkPartition[Note, VectorState]):
+class VectorPart(ClosablePartition[Note, VectorState]):
     """The one writer of the dataset. The last to open it writes; whoever opened it earlier is fenced."""
 
     def __init__(self, settings: Settings, resume_state: VectorState | None = None) -> None:
@@ -183,6 +183,10 @@ class VectorPart(StatefulSinkPartition[Note, VectorState]):
         self._queue.wait(at_most=MAX_PENDING_MERGES)
         state = VectorState(tuple(unconfirmed.reference for unconfirmed in self._queue.unconfirmed()))
         return once_stored(state, self._queue.stored)
+
+    def begin_close(self) -> None:
+        """Merge all that is pending without delay."""
+        self._queue.hurry()
 
     def close(self) -> None:
         """Wait until all is merged. Raises what a merge failed with."""

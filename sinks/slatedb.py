@@ -23,7 +23,7 @@ import bytewax.operators as op
 import orjson
 import structlog
 from bytewax.dataflow import Stream, operator
-from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
+from bytewax.outputs import FixedPartitionedSink
 from slatedb import uniffi  # type: ignore[import-untyped]
 
 from core.async_thread import AsyncThread, finished
@@ -36,7 +36,7 @@ from core.recovery.under_way import once_stored
 from core.settings import Settings
 from core.telemetry import COMMITS
 from sinks import metadata_keys, metadata_store
-from sinks.closing import CarefulPartition
+from sinks.closing import CarefulPartition, ClosablePartition
 from sinks.metadata_records import changes, position_of
 from sinks.metadata_store import check_store, create_store
 from sinks.versions import covered_ids, newest_versions, uncommitted
@@ -100,7 +100,7 @@ class MetadataSink(FixedPartitionedSink[Note, str]):
             return CarefulPartition(MetadataPart(self._settings, for_part))
 
 
-class MetadataPart(StatefulSinkPartition[Note, str]):
+class MetadataPart(ClosablePartition[Note, str]):
     """The one writer of a database."""
 
     def __init__(self, settings: Settings, name: str) -> None:
@@ -109,6 +109,7 @@ class MetadataPart(StatefulSinkPartition[Note, str]):
         self._pending: list[Note] = []
         self._committing: list[Note] = []
         self._running: Future[None] | None = None
+        self._closing: Future[None] | None = None
         self._fenced = False
         self._thread = AsyncThread(f"metadata-{name}")
         # The engine drops partitions without closing them when any step of the flow fails.
@@ -177,14 +178,29 @@ class MetadataPart(StatefulSinkPartition[Note, str]):
 
         return dict(zip(note_ids, await asyncio.gather(*map(read, note_ids)), strict=True))
 
+    def begin_close(self) -> None:
+        """Begin to close the database, once the last epoch's commit is made."""
+        if self._closing is None:
+            self._closing = self._thread.start(self._shut_down())
+
     def close(self) -> None:
-        """Close the database; what was not committed comes again from the stream."""
+        """Wait until the database is closed; what was not committed comes again from the stream."""
         try:
             if not self._fenced:
+                self.begin_close()
                 self._finish()
-                self._run("close", self._db.shutdown())
+                if self._closing is not None:
+                    self._result(self._closing, doing="close")
         finally:
             self._close_thread()
+
+    async def _shut_down(self) -> None:
+        running = self._running
+        if running is not None:
+            await asyncio.wait([asyncio.wrap_future(running)])
+        if running is None or running.cancelled() or running.exception() is None:
+            async with asyncio.timeout(self._settings.retry_seconds):
+                await self._db.shutdown()
 
     def _note_failure(self, running: Future[None]) -> None:
         try:

@@ -1,20 +1,22 @@
-"""A flow that fails gives the engine one error, however many sinks would have one."""
+"""Sinks end side by side; a flow that fails gives the engine one error, however many sinks would have one."""
 
 from __future__ import annotations
+
+import threading
 
 import bytewax.operators as op
 import pytest
 from bytewax.dataflow import Dataflow
 from bytewax.errors import BytewaxRuntimeError
-from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
+from bytewax.outputs import FixedPartitionedSink
 from bytewax.testing import TestingSource, run_main
 
 from core.errors import CommitError, UnreachableError
 from core.first_error import begin, first_error, note, noted
-from sinks.closing import CarefulPartition
+from sinks.closing import CarefulPartition, ClosablePartition
 
 
-class Part(StatefulSinkPartition[int, None]):
+class Part(ClosablePartition[int, None]):
     """Fails where it is told to; remembers whether it was closed."""
 
     def __init__(self, *failing: str) -> None:
@@ -72,6 +74,47 @@ def test_without_an_error_all_are_closed() -> None:
     run(*parts)
     assert all(part.closed for part in parts)
     assert first_error() is None
+
+
+class SlowPart(Part):
+    """Ends on a thread, and only when all others have begun to."""
+
+    def __init__(self, together: threading.Barrier, *failing: str) -> None:
+        super().__init__(*failing)
+        self._together = together
+
+    def begin_close(self) -> None:
+        self._end = threading.Thread(target=self._together.wait, args=(10,))
+        self._end.start()
+
+    def close(self) -> None:
+        self._end.join()
+        super().close()
+
+
+def test_partitions_end_side_by_side_and_the_flow_ends_after_them() -> None:
+    together = threading.Barrier(2)
+    parts = (SlowPart(together), SlowPart(together))
+    run(*parts)
+    assert not together.broken
+    assert all(part.closed for part in parts)
+
+
+def test_an_end_that_fails_beside_others_fails_the_flow() -> None:
+    together = threading.Barrier(2)
+    with pytest.raises((CommitError, BytewaxRuntimeError)):
+        run(SlowPart(together, "close"), SlowPart(together))
+    assert str(first_error()) == "close failed"
+
+
+def test_a_flow_does_not_wait_for_what_an_interrupted_one_left_open() -> None:
+    left = CarefulPartition(Part())
+    closing = CarefulPartition(Part())
+    closing.close()
+    del left, closing
+    parts = (Part(), Part())
+    run(*parts)
+    assert all(part.closed for part in parts)
 
 
 def test_the_first_error_stays() -> None:

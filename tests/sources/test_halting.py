@@ -9,13 +9,13 @@ import pytest
 from bytewax.dataflow import Dataflow
 from bytewax.errors import BytewaxRuntimeError
 from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
-from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
+from bytewax.outputs import FixedPartitionedSink
 from bytewax.testing import run_main
 
 from core.errors import CommitError
 from core.first_error import begin
 from core.halt import Halt
-from sinks.closing import CarefulPartition
+from sinks.closing import CarefulPartition, ClosablePartition
 from sinks.commit_queue import CommitQueue
 from sources.halting import HaltingPartition
 
@@ -50,7 +50,7 @@ class Source(FixedPartitionedSource[tuple[str, int], None]):
         return HaltingPartition(OneThenIdle(), Halt())
 
 
-class Part(StatefulSinkPartition[int, None]):
+class Part(ClosablePartition[int, None]):
     """Commits each epoch on a thread, which always fails."""
 
     def __init__(self, error: Exception) -> None:
