@@ -58,7 +58,7 @@ class Settings(BaseSettings):
 
     max_object_bytes: Annotated[int, Field(ge=1)] = Field(16 * 1024 * 1024, description="larger objects are refused")
     fetch_concurrency: Annotated[int, Field(ge=1, le=1024)] = Field(
-        32, description="S3 requests in flight per worker"
+        32, description="S3 requests in flight of a process"
     )
     parse_seconds: Annotated[float, Field(gt=0)] = Field(5.0, description="time a document's parser may take")
 

@@ -14,6 +14,7 @@ from functools import partial
 import bytewax.operators as op
 from bytewax.dataflow import Dataflow, Stream
 
+from core import bytewax_run
 from core.halt import Halt
 from core.records import Document, Event, Failure, Note, Watermark, WindowAggregate
 from core.recovery.attach import attach_to_bytewax_run
@@ -49,16 +50,22 @@ def flow() -> Dataflow:
     """
     settings = load_settings()
     configure_logging(settings)
-    graph = build(settings)
+    # In a cluster most records leave for other processes, which read the objects themselves.
+    graph = build(settings, read_ahead=bytewax_run.processes() == 1)
     attach_to_bytewax_run(settings, flow=FLOW, graph=graph, prepare=partial(load_models, settings))
     return graph
 
 
-def build(settings: Settings) -> Dataflow:
-    """Build the dataflow; touches neither network nor models."""
+def build(settings: Settings, *, read_ahead: bool = True) -> Dataflow:
+    """Build the dataflow; touches neither network nor models.
+
+    With `read_ahead` objects of the next records are read while models work on those before.
+    """
     graph, halt = Dataflow(FLOW), Halt()
 
-    stream = kinesis.input("kinesis", graph, settings=settings, halt=halt)
+    objects = fetch.Objects(settings)
+    ahead = objects.ahead if read_ahead else None
+    stream = kinesis.input("kinesis", graph, settings=settings, halt=halt, ahead=ahead)
     parsed = parse.events("parse", stream.records, bucket=settings.bucket)
     events = dedupe.unique("dedupe", parsed.events, retention=settings.dedupe_retention)
     done = process(
@@ -66,6 +73,7 @@ def build(settings: Settings) -> Dataflow:
         stream.watermarks,
         parsed.failures,
         settings=settings,
+        objects=objects,
         open_history=iceberg_history.StreamHistory,
         open_results=kept_results.StoredResults,
     )
@@ -85,6 +93,7 @@ def process(
     watermarks: Stream[Watermark],
     *failures: Stream[Failure],
     settings: Settings,
+    objects: fetch.Objects,
     open_history: Callable[[Settings], History] | None = None,
     open_results: Callable[[Settings], KeptResults] | None = None,
 ) -> Processed:
@@ -94,7 +103,7 @@ def process(
     that were enriched before are not enriched again.
     """
     models, threads, most = profile(settings), settings.threads, settings.enrich_characters
-    fetched = fetch.content("fetch", events, settings=settings, open_history=open_history)
+    fetched = fetch.content("fetch", events, objects=objects, settings=settings, open_history=open_history)
     extracted = extract.documents("extract", fetched.fetched, settings=settings)
     documents = extracted.documents
 

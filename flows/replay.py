@@ -15,7 +15,7 @@ from core.halt import Halt
 from core.records import Failure
 from core.settings import Settings
 from flows.knowledge import FLOW, process, watch
-from operators import known, parse
+from operators import fetch, known, parse
 from sinks import iceberg, iceberg_tables, kept_results, lance, slatedb
 from sources import kinesis
 from sources.kinesis_range import StreamRange
@@ -31,10 +31,13 @@ def build(settings: Settings, *, bounds: StreamRange, tables: known.Known) -> Da
         message = f"{bounds.name} with version {settings.processing_version}, the note stays: {failure.message}"
         return replace(failure, message=message)
 
-    stream = kinesis.input("kinesis", graph, settings=settings, bounds=bounds, halt=halt)
+    objects = fetch.Objects(settings)
+    stream = kinesis.input("kinesis", graph, settings=settings, bounds=bounds, halt=halt, ahead=objects.ahead)
     parsed = parse.events("parse", stream.records, bucket=settings.bucket)
     events = known.events("known", parsed.events, known=tables)
-    done = process(events, stream.watermarks, settings=settings, open_results=kept_results.StoredResults)
+    done = process(
+        events, stream.watermarks, settings=settings, objects=objects, open_results=kept_results.StoredResults
+    )
     failures = op.map("explain", done.failures, explained)
     aggregates = known.windows("complete", done.aggregates, known=tables)
 

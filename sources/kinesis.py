@@ -60,7 +60,7 @@ class KinesisSource(FixedPartitionedSource[Item, Mapping[str, Any]]):
 
     `client` makes the client that the partitions of a process share, when the first of them is built; by default from
     the settings and `AWS_*`. What partitions tell each other comes in on `board`. The shards' figures are published
-    under the name of `flow`, if it is given.
+    under the name of `flow`, if it is given. `ahead` is shown the records that come next with each batch.
     """
 
     def __init__(
@@ -72,6 +72,7 @@ class KinesisSource(FixedPartitionedSource[Item, Mapping[str, Any]]):
         client: Callable[[], KinesisClient] | None = None,
         board: Board | None = None,
         flow: str | None = None,
+        ahead: Callable[[Sequence[RawRecord]], None] | None = None,
     ) -> None:
         self._settings = settings
         self._bounds = bounds
@@ -81,6 +82,7 @@ class KinesisSource(FixedPartitionedSource[Item, Mapping[str, Any]]):
         self._client_lock = threading.Lock()
         self._board = board or Board()
         self._flow = flow
+        self._ahead = ahead
 
     def list_parts(self) -> list[str]:
         """Name the partitions: `settings.source_partitions` of them, whatever shards the stream has."""
@@ -123,6 +125,7 @@ class KinesisSource(FixedPartitionedSource[Item, Mapping[str, Any]]):
             calls=CallThreads(ATTEMPTS_AT_ONCE, name=f"kinesis-{for_part}"),
             board=self._board,
             publish=self._publisher(for_part),
+            ahead=self._ahead,
         )
         return HaltingPartition(partition, self._halt)
 
@@ -155,6 +158,7 @@ def input(  # noqa: A001 - named as in Bytewax's connectors
     settings: Settings,
     bounds: StreamRange | None = None,
     halt: Halt | None = None,
+    ahead: Callable[[Sequence[RawRecord]], None] | None = None,
 ) -> KinesisOut:
     """Read `settings.stream` as an input.
 
@@ -169,7 +173,8 @@ def input(  # noqa: A001 - named as in Bytewax's connectors
     A watermark W of a partition promises that all its records that arrived up to W were emitted in earlier epochs.
     With `bounds` only that range is read, then the input ends.
     With `settings.until_caught_up` the input ends when every shard was read to its end once. When `halt` is
-    requested it takes no more records, and raises the halt's error once the epoch has ended.
+    requested it takes no more records, and raises the halt's error once the epoch has ended. With each batch `ahead`
+    is shown the records that are likely to be the next, so that what they need can be got in the meantime.
 
     Raises in the running flow: MissingError when the stream does not exist, was made anew, or no longer holds what
     the snapshot wants next (unless `settings.on_data_loss` is "warn"); UnreachableError when Kinesis refuses, or does
@@ -177,7 +182,7 @@ def input(  # noqa: A001 - named as in Bytewax's connectors
     among them.
     """
     board = Board()
-    source = KinesisSource(settings, bounds=bounds, halt=halt, board=board, flow=flow.flow_id)
+    source = KinesisSource(settings, bounds=bounds, halt=halt, board=board, flow=flow.flow_id, ahead=ahead)
     items = op.input("kinesis", flow, source)
     split = op.branch("split", items, _is_record)
     others = op.branch("split_notices", split.falses, _is_watermark)  # type: ignore[arg-type]

@@ -72,11 +72,14 @@ class KinesisPartition(StatefulSourcePartition[Item, Mapping[str, Any]]):
         calls: Calls,
         board: Board,
         publish: Callable[[Sequence[ShardFigures]], None] | None = None,
+        ahead: Callable[[Sequence[RawRecord]], None] | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         monotonic: Callable[[], float] = time.monotonic,
         uniform: Callable[[], float] = random.random,
     ) -> None:
-        """`publish` is called on a thread, now and then, with the shards' figures."""
+        """`publish` is called on a thread, now and then, with the shards' figures; `ahead` with each batch with the
+        records that are likely to be the next.
+        """
         self._reader = reader
         self._state = state
         self._partition = partition
@@ -88,6 +91,7 @@ class KinesisPartition(StatefulSourcePartition[Item, Mapping[str, Any]]):
         self._calls = calls
         self._board = board
         self._publish = publish
+        self._ahead = ahead
         self._now = now
         self._monotonic = monotonic
         self._uniform = uniform
@@ -123,8 +127,7 @@ class KinesisPartition(StatefulSourcePartition[Item, Mapping[str, Any]]):
         if self._notices:
             notices, self._notices = self._notices, []
             return list(notices)
-        ready = next((shard_id for shard_id, reading in self._readings.items() if reading.ready), None)
-        if ready is not None:
+        if (ready := self._first_ready()) is not None:
             return [] if self._phase.is_over(now) else list(self._hand_on(ready))
         if self._finished():
             if self._end_announced:
@@ -139,11 +142,9 @@ class KinesisPartition(StatefulSourcePartition[Item, Mapping[str, Any]]):
         now = self._monotonic()
         if self._phase.hold_until > now:
             return self._now() + timedelta(seconds=self._phase.hold_until - now)
-        if self._promise is not None or self._notices or self._finished():
+        if self._promise is not None or self._notices or self._finished() or self._first_ready() is not None:
             return None
         readings = self._readings.values()
-        if any(reading.ready for reading in readings):
-            return None
         looks = [
             LONGEST_LOOK_SECONDS if reading.idle else _look_seconds(now - reading.called_at)
             for reading in readings
@@ -161,7 +162,7 @@ class KinesisPartition(StatefulSourcePartition[Item, Mapping[str, Any]]):
         """Return how far each shard was emitted, and note what holds from the next epoch on."""
         # A worker that reads alone waits for none: asked once in an epoch, it was busy with the batch.
         others = not self._board.on_one_worker(self._state.partitions)
-        backlog = others and any(reading.ready for reading in self._readings.values())
+        backlog = others and self._first_ready() is not None
         self._phase.epoch_ended(self._monotonic(), backlog=backlog)
         listing = self._survey.listing
         if listing is not None:
@@ -320,7 +321,12 @@ class KinesisPartition(StatefulSourcePartition[Item, Mapping[str, Any]]):
             self._survey.soon(self._monotonic())
             self._choose()
         RECORDS.inc(len(records))
+        if self._ahead is not None and (following := self._first_ready()) is not None:
+            self._ahead(self._readings[following].see(self._pace.records))
         return records
+
+    def _first_ready(self) -> str | None:
+        return next((shard_id for shard_id, reading in self._readings.items() if reading.ready), None)
 
     def _lost(self, shard_id: str, reading: ShardReading, error: DataLossError, now: float) -> None:
         if self._on_data_loss == "fail" or reading.at_horizon:

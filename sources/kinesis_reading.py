@@ -85,6 +85,7 @@ class ShardReading:
         self._at_end = False
         self._reads: deque[Read] = deque()
         self._handing_on: Iterator[RawRecord] | None = None
+        self._seen: deque[RawRecord] = deque()
         self._limit = FIRST_LIMIT
         self._idle_seconds = READ_INTERVAL_SECONDS
         self._faults = 0
@@ -167,15 +168,21 @@ class ShardReading:
         self._faults = 0
         self._take_in(self._checked(read, horizon), now)
 
+    def see(self, count: int) -> list[RawRecord]:
+        """Return up to `count` of the records of the read that is handed on next; nothing changes by that."""
+        if self._handing_on is None and self._reads:
+            self._handing_on = user_records(self._reads[0].records, self.shard, after=self.state)
+        if self._handing_on is not None:
+            self._seen.extend(islice(self._handing_on, max(count - len(self._seen), 0)))
+        return list(islice(self._seen, count))
+
     def take(self, count: int) -> list[RawRecord]:
         """Hand on up to `count` user records of what was read; the position moves with them."""
         if not self._reads:
             return []
         read = self._reads[0]
-        if self._handing_on is None:
-            records = user_records(read.records, self.shard, after=self.state)
-            self._handing_on = iter(records)
-        taken = list(islice(self._handing_on, count))
+        self.see(count)
+        taken = [self._seen.popleft() for _ in range(min(count, len(self._seen)))]
         if taken:
             last = taken[-1]
             self._advance(last.arrival_time)

@@ -6,7 +6,7 @@ import pickle
 from datetime import timedelta
 from typing import Any
 
-from core.records import RawRecord, Watermark
+from core.records import Position, RawRecord, Watermark
 from memory_stream import NOON, InlineCalls, MemoryStream, shard_name
 from sources.kinesis_calls import Call, Calls
 from sources.kinesis_client import StreamReader
@@ -72,11 +72,14 @@ class Runner:
             epoch=EPOCH,
             calls=calls or InlineCalls(),
             board=self.board,
+            ahead=lambda records: self.shown.append([record.position for record in records]),
             now=lambda: stream.time,
             monotonic=lambda: (stream.time - NOON).total_seconds(),
             uniform=lambda: 0.5,
         )
         self.records: list[RawRecord] = []
+        self.shown: list[list[Position]] = []
+        """What was announced as coming next, at each batch."""
         self.watermarks: list[Watermark] = []
         self.ended = False
         self._epoch_began = stream.time

@@ -18,7 +18,7 @@ from pathlib import Path
 import structlog
 from bytewax.dataflow import Dataflow
 
-from core import stopping
+from core import bytewax_run, stopping
 from core.errors import FencedError, PkmError, ResourceError, SnapshotError
 from core.memory import check_room, keep_off_disks, private_folder
 from core.recovery import directory as folder
@@ -217,16 +217,11 @@ def attach_to_bytewax_run(
 
     Raises what `restore` raises.
     """
-    specification = getattr(sys.modules["__main__"], "__spec__", None)
-    if specification is None or specification.name != "bytewax.run" or _attached:
+    options = bytewax_run.options()
+    if options is None or _attached:
         return
-    # bytewax's own reading of arguments and environment; it has succeeded once already, and reads nothing else but
-    # the file of addresses.
-    from bytewax.run import _parse_args
-
     keep_off_disks()
     stopping.handle_signals(exit_at_end=True)
-    options = _parse_args()  # type: ignore[no-untyped-call]
     try:
         prepare(options.workers_per_process or 1)
     except PkmError as error:

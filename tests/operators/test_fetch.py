@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import bytewax.operators as op
 import obstore
+import orjson
 import pytest
 from bytewax.dataflow import Dataflow
 from bytewax.testing import TestingSink, TestingSource, cluster_main, run_main
@@ -22,11 +24,14 @@ from builders import event_of
 from core import aws
 from core.errors import MissingError, UnreachableError
 from core.layout import long_metadata_key
-from core.records import Event, Failure, FetchedEvent
+from core.records import Event, Failure, FetchedEvent, Position, RawRecord
 from core.settings import Settings
-from operators import fetch
+from faults.proxy import fault_proxy
+from operators import fetch, fetcher
+from operators.parse import parse_record
 
 BODY = b"# Hello\n" * 1000
+NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
 
 def event(key: str, *, bucket: str, **changes: Any) -> Event:
@@ -34,9 +39,9 @@ def event(key: str, *, bucket: str, **changes: Any) -> Event:
 
 
 @contextmanager
-def fetcher(settings: Settings, store: Any = None, **changes: Any) -> Iterator[fetch.Fetcher]:
+def opened(settings: Settings, store: Any = None, **changes: Any) -> Iterator[fetcher.Fetcher]:
     options = {"bucket": settings.bucket, "max_object_bytes": 100_000, "concurrency": 8, **changes}
-    made = fetch.Fetcher(store or aws.object_store(settings), **options)
+    made = fetcher.Fetcher(store or aws.object_store(settings), **options)
     try:
         yield made
     finally:
@@ -44,7 +49,7 @@ def fetcher(settings: Settings, store: Any = None, **changes: Any) -> Iterator[f
 
 
 def failure_of(settings: Settings, one: Event, **changes: Any) -> Failure:
-    with fetcher(settings, **changes) as made:
+    with opened(settings, **changes) as made:
         (outcome,) = made.fetch([one])
     assert isinstance(outcome, Failure), outcome
     assert (outcome.step, outcome.event_id, outcome.s3_key) == ("fetch", one.event_id, one.s3_key)
@@ -65,7 +70,8 @@ def test_objects_arrive_whole_and_in_order_with_deletions_and_failures_among_the
     fetched: list[FetchedEvent] = []
     failures: list[Failure] = []
     flow = Dataflow("test")
-    out = fetch.content("fetch", op.input("in", flow, TestingSource(events, batch_size=16)), settings=settings)
+    stream = op.input("in", flow, TestingSource(events, batch_size=16))
+    out = fetch.content("fetch", stream, objects=fetch.Objects(settings), settings=settings)
     op.output("fetched", out.fetched, TestingSink(fetched))
     op.output("failures", out.failures, TestingSink(failures))
     run_main(flow)
@@ -77,7 +83,7 @@ def test_objects_arrive_whole_and_in_order_with_deletions_and_failures_among_the
     ]
 
 
-def test_two_workers_of_one_process_do_not_share_an_event_loop(settings: Settings) -> None:
+def test_two_workers_of_one_process_share_a_client(settings: Settings) -> None:
     store = aws.object_store(settings)
     for number in range(20):
         obstore.put(store, f"{number}", b"%d" % number)
@@ -91,24 +97,25 @@ def test_two_workers_of_one_process_do_not_share_an_event_loop(settings: Setting
 
     flow = Dataflow("test")
     stream = op.redistribute("spread", op.input("in", flow, TestingSource(events, batch_size=3)))
-    out = fetch.content("fetch", stream, settings=settings, open_store=open_store)
+    objects = fetch.Objects(settings, open_store=open_store)
+    out = fetch.content("fetch", stream, objects=objects, settings=settings)
     assert opened == []
     op.output("fetched", out.fetched, TestingSink(fetched))
     cluster_main(flow, [], 0, worker_count_per_proc=2)
     assert sorted(int(found.content) for found in fetched) == list(range(20))
-    assert len(opened) == 2
+    assert len(opened) == 1
 
 
 def test_an_empty_object_is_fetched(settings: Settings) -> None:
     obstore.put(aws.object_store(settings), "empty", b"")
-    with fetcher(settings) as made:
+    with opened(settings) as made:
         (outcome,) = made.fetch([event("empty", bucket=settings.bucket)])
     assert isinstance(outcome, FetchedEvent)
     assert outcome.content == b""
 
 
 def test_no_events_are_no_outcomes(settings: Settings) -> None:
-    with fetcher(settings) as made:
+    with opened(settings) as made:
         assert made.fetch([]) == []
 
 
@@ -134,7 +141,7 @@ def test_the_products_own_objects_are_no_documents(settings: Settings, key: str)
     outcomes: list[Any] = []
     flow = Dataflow("own")
     events = op.input("events", flow, TestingSource([event(key, bucket=settings.bucket)]))
-    fetched = fetch.content("fetch", events, settings=settings)
+    fetched = fetch.content("fetch", events, objects=fetch.Objects(settings), settings=settings)
     op.output("fetched", fetched.fetched, TestingSink(outcomes))
     op.output("failures", fetched.failures, TestingSink(outcomes))
     run_main(flow)
@@ -146,7 +153,7 @@ def test_an_object_at_the_limit_is_read_and_a_larger_one_is_not(settings: Settin
     store = aws.object_store(settings)
     obstore.put(store, "fits", b"x" * 1000)
     obstore.put(store, "large", b"x" * 1001)
-    with fetcher(settings, max_object_bytes=1000) as made:
+    with opened(settings, max_object_bytes=1000) as made:
         fits, large = made.fetch([event(key, bucket=settings.bucket) for key in ("fits", "large")])
     assert isinstance(fits, FetchedEvent)
     assert isinstance(large, Failure)
@@ -157,7 +164,7 @@ def test_an_object_at_the_limit_is_read_and_a_larger_one_is_not(settings: Settin
 def test_content_that_is_not_what_the_event_names_is_a_failure(settings: Settings) -> None:
     obstore.put(aws.object_store(settings), "a", BODY)
     right = event("a", bucket=settings.bucket, content_sha256=hashlib.sha256(BODY).hexdigest())
-    with fetcher(settings) as made:
+    with opened(settings) as made:
         assert made.fetch([right]) == [FetchedEvent(right, BODY)]
     assert failure_of(settings, replace(right, content_sha256="0" * 64)).error == "ChecksumMismatch"
 
@@ -169,7 +176,7 @@ def test_metadata_that_is_an_object_of_its_own_is_read_with_the_content(settings
     digest = hashlib.sha256(whole).hexdigest()
     obstore.put(store, long_metadata_key(digest), whole)
     one = event("raw/a.md", bucket=settings.bucket, metadata={"path": "a.md"}, metadata_sha256=digest)
-    with fetcher(settings) as made:
+    with opened(settings) as made:
         (outcome,) = made.fetch([one])
     assert isinstance(outcome, FetchedEvent)
     assert outcome.event == replace(one, metadata={"path": "a.md", "transcript": "long"})
@@ -208,7 +215,7 @@ def test_a_key_that_the_client_would_read_as_another_is_a_failure(settings: Sett
 
 def test_a_bucket_that_does_not_exist_stops_the_flow_and_says_what_to_do(settings: Settings) -> None:
     gone = settings.model_copy(update={"bucket": "no-such-bucket"})
-    with fetcher(gone) as made, pytest.raises(MissingError, match=r"no-such-bucket.*pkm init"):
+    with opened(gone) as made, pytest.raises(MissingError, match=r"no-such-bucket.*pkm init"):
         made.fetch([event("a", bucket="no-such-bucket")])
 
 
@@ -294,14 +301,14 @@ def loopback_s3(answers: list[str]) -> Iterator[tuple[S3Store, _Answers]]:
 
 @pytest.fixture
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "BODY_BACKOFF_SECONDS", 0.005)
+    monkeypatch.setattr(fetcher, "BODY_BACKOFF_SECONDS", 0.005)
 
 
 @pytest.mark.usefixtures("quick_retries")
 @pytest.mark.parametrize("answers", [["503", "503", "whole"], ["500", "whole"], ["broken", "broken", "whole"]])
 def test_a_fault_that_passes_is_not_seen(settings: Settings, answers: list[str]) -> None:
     one = event("a", bucket=settings.bucket)
-    with loopback_s3(answers) as (store, script), fetcher(settings, store) as made:
+    with loopback_s3(answers) as (store, script), opened(settings, store) as made:
         assert made.fetch([one]) == [FetchedEvent(one, BODY)]
     assert script.requests == len(answers)
 
@@ -312,7 +319,7 @@ def test_a_fault_that_stays_stops_the_flow_and_names_the_object(settings: Settin
     one = event("raw/a.md", bucket=settings.bucket)
     with (
         loopback_s3([answer]) as (store, _),
-        fetcher(settings, store) as made,
+        opened(settings, store) as made,
         pytest.raises(UnreachableError, match=rf"s3://{settings.bucket}/raw/a\.md"),
     ):
         made.fetch([one] * 20)
@@ -321,7 +328,7 @@ def test_a_fault_that_stays_stops_the_flow_and_names_the_object(settings: Settin
 def test_a_server_that_is_gone_stops_the_flow(settings: Settings) -> None:
     with loopback_s3(["whole"]) as (store, _):
         pass
-    with fetcher(settings, store) as made, pytest.raises(UnreachableError, match="after all retries"):
+    with opened(settings, store) as made, pytest.raises(UnreachableError, match="after all retries"):
         made.fetch([event("a", bucket=settings.bucket)])
 
 
@@ -334,9 +341,113 @@ def test_the_size_is_judged_before_the_body_is_read(settings: Settings) -> None:
 
 
 def test_many_requests_are_in_flight_but_no_more_than_allowed(settings: Settings) -> None:
-    with loopback_s3(["whole"]) as (store, script), fetcher(settings, store, concurrency=4) as made:
+    with loopback_s3(["whole"]) as (store, script), opened(settings, store, concurrency=4) as made:
         # Nobody is answered until four are there; a fifth may not come before.
         script.gate = threading.Barrier(4, timeout=20).wait
         outcomes = made.fetch([event(str(number), bucket=settings.bucket) for number in range(12)])
     assert all(isinstance(outcome, FetchedEvent) for outcome in outcomes)
     assert script.most_in_flight == 4
+
+
+@contextmanager
+def counted(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], int]]:
+    """Let clients that are made from here on go through a proxy; gives how many objects were read."""
+    with fault_proxy(aws.endpoint("s3") or "") as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
+        yield lambda: proxy.passed["s3 GET"]
+
+
+def wait_for(count: Callable[[], int], expected: int) -> None:
+    deadline = time.monotonic() + 10
+    while count() < expected:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_what_was_read_ahead_is_not_read_again_and_belongs_to_the_event_that_is_due(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = b'{"author": "Ada"}'
+    sha256 = hashlib.sha256(whole).hexdigest()
+    store = aws.object_store(settings)
+    obstore.put(store, "a", BODY)
+    obstore.put(store, long_metadata_key(sha256), whole)
+    early = event("a", bucket=settings.bucket, metadata_sha256=sha256)
+    due = replace(early, revived=True)
+    with counted(settings, monkeypatch) as reads, opened(settings) as made:
+        made.ahead([early])
+        wait_for(reads, 2)
+        (outcome,) = made.fetch([due])
+        assert reads() == 2
+        assert isinstance(outcome, FetchedEvent)
+        assert (outcome.content, outcome.event.revived, outcome.event.metadata["author"]) == (BODY, True, "Ada")
+        made.fetch([due])
+        assert reads() == 4, "it is given once"
+
+
+def test_what_was_not_there_or_too_large_ahead_is_read_when_it_is_due(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = aws.object_store(settings)
+    large = b"x" * (fetcher.MOST_AHEAD_BYTES + 1)
+    obstore.put(store, "large", large)
+    events = [event(key, bucket=settings.bucket) for key in ("late", "large")]
+    with counted(settings, monkeypatch) as reads, opened(settings, max_object_bytes=len(large)) as made:
+        made.ahead(events)
+        wait_for(reads, 2)
+        obstore.put(store, "late", b"came")
+        assert [outcome.content for outcome in made.fetch(events)] == [b"came", large]
+
+
+def test_nothing_is_read_ahead_that_must_not_be_read(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    forbidden = [
+        event("a", bucket="another"),
+        event("snapshots/knowledge/manifest.json", bucket=settings.bucket),
+        event("gone", bucket=settings.bucket, deleted=True),
+    ]
+    with counted(settings, monkeypatch) as reads, opened(settings, own_prefixes=("snapshots/",)) as made:
+        made.ahead(forbidden)
+        made.fetch(forbidden)
+        assert reads() == 0
+
+
+def test_what_is_never_due_makes_room_for_what_comes_later(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetcher, "MOST_AHEAD", 3)
+    store = aws.object_store(settings)
+    events = [event(f"{at}", bucket=settings.bucket) for at in range(8)]
+    for one in events:
+        obstore.put(store, one.s3_key, one.s3_key.encode())
+    with counted(settings, monkeypatch) as reads, opened(settings) as made:
+        for one in events:
+            made.ahead([one])
+            wait_for(reads, int(one.s3_key) + 1)
+        made.fetch(events[-3:])
+        assert reads() == 8
+        assert [outcome.content for outcome in made.fetch(events)] == [b"%d" % at for at in range(8)]
+        assert reads() == 16
+
+
+def test_a_fault_while_reading_ahead_is_told_when_the_event_is_due(settings: Settings) -> None:
+    gone = settings.model_copy(update={"bucket": "no-such-bucket-2"})
+    with opened(gone) as made:
+        made.ahead([event("a", bucket=gone.bucket)])
+        with pytest.raises(MissingError, match=r"no-such-bucket-2.*pkm init"):
+            made.fetch([event("a", bucket=gone.bucket)])
+
+
+def test_records_are_read_ahead_as_events_and_those_that_are_none_are_left_alone(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    obstore.put(aws.object_store(settings), "a", BODY)
+    data = orjson.dumps({"event_id": "1", "source_type": "file", "timestamp": "2026-11-23T08:00:00Z", "s3_key": "a"})
+    records = [
+        RawRecord(content, "key", NOON, Position("shard-0", at, 0)) for at, content in enumerate((b"no JSON", data))
+    ]
+    with counted(settings, monkeypatch) as reads:
+        objects = fetch.Objects(settings)
+        objects.ahead(records)
+        wait_for(reads, 1)
+        (outcome,) = objects.fetch([parse_record(records[1], bucket=settings.bucket, now=NOON)])
+        assert (outcome.content, reads()) == (BODY, 1)

@@ -140,6 +140,25 @@ def test_aggregated_records_are_unpacked_with_a_position_of_their_own() -> None:
     assert [record.partition_key for record in runner.records] == ["a", "b", "a", "key"]
 
 
+@pytest.mark.parametrize("shards", [1, 2])
+def test_what_is_shown_ahead_is_what_comes_next(shards: int) -> None:
+    stream = MemoryStream(shards)
+    for number in range(5):
+        for shard_id in stream.shards:
+            stream.put(shard_id, f"{number}")
+        if shards == 1:
+            stream.put(SHARD, aggregated(("a", f"{number} a"), ("b", f"{number} b")))
+    runner = Runner(stream, until_caught_up=True)
+    runner.finish()
+    handed_on = [record.position for record in runner.records]
+    assert len(set(handed_on)) == (15 if shards == 1 else 10)
+    for shown in filter(None, runner.shown):
+        at = handed_on.index(shown[0])
+        assert shown == handed_on[at : at + len(shown)]
+    # Until a batch has its size, it is smaller than the next one.
+    assert {position for shown in runner.shown for position in shown} >= set(handed_on[6:])
+
+
 @pytest.mark.parametrize("emitted", range(8))
 def test_a_crash_within_an_aggregate_loses_and_doubles_nothing(emitted: int) -> None:
     stream = MemoryStream()
