@@ -24,7 +24,7 @@ __all__ = ["IO_IMPLEMENTATION", "FewRequestsFileIO", "HeldFiles"]
 IO_IMPLEMENTATION = f"{__name__}.FewRequestsFileIO"
 """For pyiceberg's property `py-io-impl`."""
 
-
+# The others are those of the catalog and of the table, which change with every commit.
 _CONNECTION_PROPERTIES = ("s3.", "client.")
 
 

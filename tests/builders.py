@@ -5,9 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from core.records import Document, Event, Note, Position, RawRecord
+from core.records import Document, Event, Failure, Note, Position, RawRecord
 
-__all__ = ["NOW", "document_of", "event_of", "note_of", "record_of"]
+__all__ = ["NOW", "document_of", "event_of", "failure_of", "note_of", "record_of"]
 
 NOW = datetime(2026, 11, 23, 8, tzinfo=UTC)
 
@@ -58,3 +58,8 @@ def document_of(text: str, *, event: Event | None = None, **changes: Any) -> Doc
 def note_of(text: str, *, event: Event | None = None, **changes: Any) -> Note:
     """Make a note of a document with this text."""
     return Note(document_of(text, event=event), **{"processing_version": "1", **changes})
+
+
+def failure_of(number: int) -> Failure:
+    """Make the failure of the record with this sequence number."""
+    return Failure("parse", "NotJson", "no JSON", record_of(number, data=b"{"), NOW, f"event-{number}")

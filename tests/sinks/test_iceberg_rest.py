@@ -17,8 +17,8 @@ from pyiceberg.partitioning import PartitionSpec
 from pyiceberg.schema import Schema
 from pyiceberg.table import CommitTableRequest, Table
 
+from builders import failure_of
 from core import aws
-from core.records import Failure, Position, RawRecord
 from core.settings import Settings
 from sinks import iceberg_catalog
 from sinks.iceberg import IcebergSink
@@ -112,11 +112,6 @@ def rest_server(catalog: Catalog) -> Iterator[tuple[str, RestCatalog]]:
         server.server_close()
 
 
-def failure(number: int) -> Failure:
-    position = Position("shardId-000000000000", number)
-    return Failure("parse", "NotJson", "no JSON", RawRecord(b"{", "key", NOON, position), NOON, f"event-{number}")
-
-
 def test_a_rest_catalog_is_chosen_by_setting_alone(settings: Settings, tmp_path: Path) -> None:
     behind = load_catalog(
         "behind", **{**aws.catalog_properties(settings), "type": "sql", "uri": f"sqlite:///{tmp_path}/catalog.db"}
@@ -128,11 +123,11 @@ def test_a_rest_catalog_is_chosen_by_setting_alone(settings: Settings, tmp_path:
 
         sink = IcebergSink(BRONZE_FAILURES, settings=chosen)
         part = sink.build_part("write", BRONZE_FAILURES.identifier, None)
-        part.write_batch([failure_change(failure(number), NOON, "1") for number in (1, 2)])
+        part.write_batch([failure_change(failure_of(number), NOON, "1") for number in (1, 2)])
         part.snapshot()
         part.close()
         resumed = sink.build_part("write", BRONZE_FAILURES.identifier, None)
-        resumed.write_batch([failure_change(failure(number), NOON, "1") for number in (1, 2, 3)])
+        resumed.write_batch([failure_change(failure_of(number), NOON, "1") for number in (1, 2, 3)])
         resumed.snapshot()
         resumed.close()
 
