@@ -60,7 +60,7 @@ def test_a_commit_reads_nothing_back_that_the_one_before_has_written(
         # The rows, their manifest, the list of manifests, the table's metadata.
         assert dict(proxy.passed) == {"s3 PUT": 4, "glue GetTable": 1, "glue UpdateTable": 1}
         part.close()
-    assert iceberg_catalog.row_count(settings, BRONZE_FAILURES.identifier) == 3
+        assert iceberg_catalog.row_count(settings, BRONZE_FAILURES.identifier) == 3
 
 
 def test_metadata_of_another_process_is_read_once(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
