@@ -4,6 +4,9 @@ An epoch ends only when all of its records have passed all steps, and nothing en
 takes minutes, as models may for twenty long documents, would make an epoch of minutes. How slow the steps are is not
 known at a start: the first batch is a single record, or the first commit after a crash would wait for a whole one;
 then the size doubles until a batch was slow.
+
+From then on a batch is to take a bit more than an epoch: one that takes a bit less makes the epoch as long as two, of
+smaller batches, which models work on less well.
 """
 
 from __future__ import annotations
@@ -12,7 +15,8 @@ __all__ = ["Pace"]
 
 # A partition that waits for another worker's epoch is asked about one epoch later, whatever the size of its batch.
 SLOW_EPOCHS = 1.5
-FAST_EPOCHS = 0.5
+FAST_EPOCHS = 1.0
+AIM_EPOCHS = 1.25
 
 
 class Pace:
@@ -41,7 +45,11 @@ class Pace:
         # The first batch says nothing of the next: it also waited until models and stores were open.
         if epochs > SLOW_EPOCHS and self._opened:
             self._growing = False
-            self.records = max(int(records / epochs), 1)
-        elif epochs < FAST_EPOCHS or self._growing:
+            self.records = max(int(records * AIM_EPOCHS / epochs), 1)
+        elif self._growing:
             self.records = min(self.records * 2, self._most_records)
+        elif epochs < FAST_EPOCHS:
+            # A batch may have been small only because no more records were there.
+            aim = max(int(records * AIM_EPOCHS / epochs), self.records) if epochs > 0 else self._most_records
+            self.records = min(aim, self.records * 2, self._most_records)
         self._opened = True
