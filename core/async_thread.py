@@ -58,7 +58,9 @@ class AsyncThread:
         """Cancel what still runs, close the loop and end the thread; closing again does nothing."""
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stop.set)
-            self._thread.join()
+            # Work may hold the last reference to the owner, whose end then comes on this very thread.
+            if threading.current_thread() is not self._thread:
+                self._thread.join()
 
     def __enter__(self) -> Self:
         return self

@@ -13,7 +13,6 @@ Whichever way it went, the next start goes on from the newest snapshot, and sink
 
 from __future__ import annotations
 
-import _thread
 import atexit
 import os
 import signal
@@ -169,8 +168,10 @@ def _watch(signals: int) -> None:
         _log.warning("stopping takes long; what came after the newest snapshot is read again by the next start")
         _silence_the_engine()
     _sleep_until(INTERRUPT_SECONDS)
-    if not _state.ending:
-        _thread.interrupt_main(signal.SIGTERM)
+    main = threading.main_thread().ident
+    if main is not None and not _state.ending and signal.getsignal(signal.SIGTERM) is _on_stop:
+        # A real signal: it wakes a main thread that waits for a lock, which `interrupt_main` does not.
+        signal.pthread_kill(main, signal.SIGTERM)
     _sleep_until(GIVE_UP_SECONDS)
     if _state.given_up is not None:
         _state.given_up()

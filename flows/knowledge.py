@@ -103,7 +103,9 @@ def process(
     that were enriched before are not enriched again.
     """
     models, threads, most = profile(settings), settings.threads, settings.enrich_characters
-    fetched = fetch.content("fetch", events, objects=objects, settings=settings, open_history=open_history)
+    fetched = fetch.content(
+        "fetch", events, objects=objects, open_history=partial(open_history, settings) if open_history else None
+    )
     extracted = extract.documents("extract", fetched.fetched, settings=settings)
     documents = extracted.documents
 

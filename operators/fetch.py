@@ -32,7 +32,10 @@ class FetchOut:
 
 
 class Objects:
-    """The objects that events name, as the workers of a process read them: all through one `Fetcher`."""
+    """The objects that events name, as the workers of a process read them: all through one `Fetcher`.
+
+    Up to `settings.fetch_concurrency` requests are in flight.
+    """
 
     def __init__(
         self, settings: Settings, *, open_store: Callable[[Settings], ObjectStore] = aws.object_store
@@ -71,16 +74,15 @@ def content(
     step_id: str,  # noqa: ARG001 - the engine reads it
     events: Stream[Event],
     *,
-    settings: Settings,
     objects: Objects,
-    open_history: Callable[[Settings], History] | None = None,
+    open_history: Callable[[], History] | None = None,
 ) -> FetchOut:
     """Read every event's object; order is kept, and each event leaves as one fetched event or one failure.
 
     With `open_history`, what comes again after a restart ends as before (`operators.outcomes`).
 
-    A deletion has no object and passes with no bytes. Stateless. A process keeps up to `settings.fetch_concurrency`
-    requests in flight; faults are retried with jittered back-off.
+    A deletion has no object and passes with no bytes. Stateless. Workers of a process share `objects`; faults are
+    retried with jittered back-off.
 
     Raises UnreachableError when S3 does not answer after all retries or refuses us, MissingError when the bucket does
     not exist.
@@ -95,7 +97,7 @@ def content(
         worker = threading.get_ident()
         with noted():
             if worker not in histories:
-                histories[worker] = open_history(settings)
+                histories[worker] = open_history()
             return read_as_before(batch, histories[worker], objects.fetch)
 
     outcomes = op.flat_map_batch("fetch", events, fetch_batch)

@@ -1,7 +1,8 @@
 """Reads the objects of one bucket, many at a time, those of events that come next already beside the stream.
 
 While models work on one batch, the objects of the next are read (`ahead`), so that the stream need not wait for a
-store that is far away. What was read ahead is only ever a saving: what went wrong then is read again when it is due.
+store that is far away. What was read ahead is only ever a saving: what it does not make a document of, be it refused,
+missing or out of reach, is read again when it is due.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Awaitable, Iterable
 from concurrent.futures import Future
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import islice
 from typing import TypeVar
 
 import obstore
@@ -37,13 +39,13 @@ STEP = "fetch"
 BODY_ATTEMPTS = 4
 BODY_BACKOFF_SECONDS = 0.2
 # Together they bound what is read ahead to 64 MB; larger objects are read when they are due.
-MOST_AHEAD = 256
-MOST_AHEAD_BYTES = 256 * 1024
+MOST_AHEAD = 1024
+MOST_AHEAD_BYTES = 64 * 1024
 
 _Result = TypeVar("_Result")
 _Body = bytes | int
 """An object's bytes, or its size when that is over the limit."""
-_Key = tuple[Position, str, str | None]
+_Key = tuple[Position, str]
 _TEXTS = TypeAdapter(dict[str, str])
 
 
@@ -68,7 +70,7 @@ class Fetcher:
         self._max_object_bytes = max_object_bytes
         self._in_flight = asyncio.Semaphore(concurrency)
         self._changing = threading.Lock()
-        self._ahead: OrderedDict[_Key, Future[tuple[_Body, _Body | None]]] = OrderedDict()
+        self._ahead: OrderedDict[_Key, Future[_Body]] = OrderedDict()
         self._thread = AsyncThread("fetch")
         # The engine drops steps without closing them.
         self.close = weakref.finalize(self, self._thread.close)
@@ -79,8 +81,8 @@ class Fetcher:
         At most `MOST_AHEAD` are kept, the newest; what is not fetched in the end makes room for others.
         """
         with self._changing:
-            for event in events:
-                if event.deleted or _key(event) in self._ahead or self._refusal(event) is not None:
+            for event in islice(events, MOST_AHEAD):
+                if event.deleted or event.metadata_sha256 or _key(event) in self._ahead or self._refusal(event):
                     continue
                 if len(self._ahead) >= MOST_AHEAD:
                     _, dropped = self._ahead.popitem(last=False)
@@ -103,28 +105,29 @@ class Fetcher:
             return FetchedEvent(event, b"")
         return await self._read(event)
 
-    async def _read_ahead(self, event: Event) -> tuple[_Body, _Body | None]:
+    async def _read_ahead(self, event: Event) -> _Body:
         async with self._in_flight:
-            return await self._bodies(event, MOST_AHEAD_BYTES)
+            return await self._body(event.s3_key, min(MOST_AHEAD_BYTES, self._max_object_bytes))
 
-    async def _found_ahead(self, event: Event) -> tuple[_Body, _Body | None] | None:
+    async def _found_ahead(self, event: Event) -> FetchedEvent | None:
         with self._changing:
             reading = self._ahead.pop(_key(event), None)
-        if reading is None:
+        # A fault may have passed since then; one of a request that is still under way has been retried just now.
+        if reading is None or (reading.done() and (reading.cancelled() or reading.exception())):
             return None
         try:
-            body, whole = await asyncio.wrap_future(reading)
+            checked = self._checked(event, await asyncio.wrap_future(reading), None)
         except FileNotFoundError:
-            # It may have come since then.
             return None
-        return None if isinstance(body, int) else (body, whole)
+        return checked if isinstance(checked, FetchedEvent) else None
 
-    async def _bodies(self, event: Event, most_bytes: int) -> tuple[_Body, _Body | None]:
-        """Read the object of an event, and that of its metadata if it has one."""
-        body = await self._body(event.s3_key, most_bytes)
-        if event.metadata_sha256 is None:
-            return body, None
-        return body, await self._body(layout.long_metadata_key(event.metadata_sha256), MAX_LONG_METADATA_BYTES)
+    async def _found_now(self, event: Event) -> FetchedEvent | tuple[str, str]:
+        async with self._in_flight:
+            body = await self._body(event.s3_key, self._max_object_bytes)
+            whole = None
+            if event.metadata_sha256 is not None:
+                whole = await self._body(layout.long_metadata_key(event.metadata_sha256), MAX_LONG_METADATA_BYTES)
+        return self._checked(event, body, whole)
 
     def _refusal(self, event: Event) -> tuple[str, str] | None:
         if event.bucket != self._bucket:
@@ -139,11 +142,7 @@ class Fetcher:
 
     async def _read(self, event: Event) -> FetchedEvent | Failure:
         try:
-            found = await self._found_ahead(event)
-            if found is None:
-                async with self._in_flight:
-                    found = await self._bodies(event, self._max_object_bytes)
-            body, whole = found
+            checked = await self._found_ahead(event) or await self._found_now(event)
         except FileNotFoundError as error:
             if "<Code>NoSuchBucket</Code>" in str(error):
                 raise MissingError(f"bucket {self._bucket} does not exist: run `pkm init`") from error
@@ -160,18 +159,21 @@ class Fetcher:
                 f"reading s3://{self._bucket}/{event.s3_key} failed after all retries: check the network, the region"
                 " and AWS_ENDPOINT_URL_S3; the flow resumes where it stopped"
             ) from error
+        return checked if isinstance(checked, FetchedEvent) else _failure(event, *checked)
+
+    def _checked(self, event: Event, body: _Body, whole: _Body | None) -> FetchedEvent | tuple[str, str]:
+        """Return what an event's object, and that of its metadata, make of it, or the error and its message."""
         if isinstance(body, int):
-            return _failure(
-                event,
+            return (
                 "TooLarge",
                 f"the object has {body:,} bytes; PKM_MAX_OBJECT_BYTES allows {self._max_object_bytes:,}",
             )
         if event.content_sha256 is not None and hashlib.sha256(body).hexdigest() != event.content_sha256:
-            return _failure(event, "ChecksumMismatch", "the object's SHA-256 is not the one that the event names")
+            return "ChecksumMismatch", "the object's SHA-256 is not the one that the event names"
         if whole is not None:
             metadata = _metadata(whole, event.metadata_sha256)
             if metadata is None:
-                return _failure(event, "InvalidMetadata", "the object of its metadata is not what the event names")
+                return "InvalidMetadata", "the object of its metadata is not what the event names"
             event = replace(event, metadata={**metadata, **event.metadata})
         return FetchedEvent(event, body)
 
@@ -195,7 +197,7 @@ class Fetcher:
 
 
 def _key(event: Event) -> _Key:
-    return event.position, event.s3_key, event.metadata_sha256
+    return event.position, event.s3_key
 
 
 def _metadata(whole: _Body, sha256: str | None) -> dict[str, str] | None:
@@ -212,14 +214,16 @@ async def _all_or_first_fault(work: list[Awaitable[_Result]]) -> list[_Result]:
     tasks = [asyncio.ensure_future(item) for item in work]
     if not tasks:
         return []
-    done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-    for task in pending:
-        task.cancel()
-    await asyncio.gather(*pending, return_exceptions=True)
-    for task in done:
-        fault = task.exception()
-        if fault is not None:
-            raise fault
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        for task in done:
+            if fault := task.exception():
+                raise fault
+    finally:
+        # Also when this is cancelled itself: the loop goes on, and so would they.
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
     return [task.result() for task in tasks]
 
 

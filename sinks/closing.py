@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, Generic, TypeVar
 
 from bytewax.outputs import StatefulSinkPartition
@@ -37,7 +38,6 @@ class CarefulPartition(StatefulSinkPartition[X, S], Generic[X, S]):
 
     def __init__(self, partition: ClosablePartition[X, S]) -> None:
         self._partition = partition
-        begin()
         _ends.opened(self)
 
     def write_batch(self, values: list[X]) -> None:
@@ -51,14 +51,21 @@ class CarefulPartition(StatefulSinkPartition[X, S], Generic[X, S]):
             return wrapped(self._partition.snapshot(), _noting)
 
     def close(self) -> None:
-        """Begin to close the partition, unless the flow has failed. Raises what closing any of them failed with."""
-        if first_error() is None:
-            with noted():
-                self._partition.begin_close()
-        for ended in _ends.closing(self, self._partition):
+        """Begin to close the partition, unless the flow has failed; waits only when no other one is open any more.
+
+        The last one raises what closing any of them failed with.
+        """
+        with ExitStack() as ends:
+            # Whatever one of them raises, the others are closed.
+            ends.callback(self._end_all)
             if first_error() is None:
                 with noted():
-                    ended.close()
+                    self._partition.begin_close()
+
+    def _end_all(self) -> None:
+        with ExitStack() as ends:
+            for partition in reversed(_ends.closing(self, self._partition)):
+                ends.callback(_close, partition)
 
 
 class _Ends:
@@ -74,6 +81,8 @@ class _Ends:
         with self._changing:
             if not self._open:
                 self._begun.clear()
+                # Not for each: a partition is built when its first item comes, and the flow may have failed by then.
+                begin()
             self._open.add(partition)
 
     def closing(
@@ -90,6 +99,12 @@ class _Ends:
 
 
 _ends = _Ends()
+
+
+def _close(partition: ClosablePartition[Any, Any]) -> None:
+    if first_error() is None:
+        with noted():
+            partition.close()
 
 
 def _noting(result: Callable[[], S]) -> S:

@@ -16,7 +16,7 @@ __all__ = ["CommitQueue"]
 P = TypeVar("P")
 
 # Between the moment an epoch is stored and its commit: what the stream or a recovery snapshot waits for (the next
-# documents, the other sinks' epochs) goes first, and the commit's dozen requests follow while models work.
+# documents, the other sinks' epochs) goes first, and the commit's requests follow while models work.
 HEAD_START_SECONDS = 0.5
 
 

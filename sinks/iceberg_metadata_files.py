@@ -15,7 +15,7 @@ from cachetools import LRUCache
 from pyiceberg.io import InputStream, OutputStream
 from pyiceberg.io.pyarrow import PyArrowFile
 
-__all__ = ["MetadataFile", "is_metadata"]
+__all__ = ["Known", "MetadataFile", "is_metadata"]
 
 # Manifests and their lists are some 10 kB each, a table's metadata some 2 kB for each of its snapshots.
 KEPT_BYTES = 32 * 1024 * 1024
@@ -26,24 +26,26 @@ def is_metadata(location: str) -> bool:
     return location.endswith((".metadata.json", ".avro"))
 
 
-class _Known:
+class Known:
     """Contents of metadata files by location, those that were used last; safe to share between threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, most_bytes: int = KEPT_BYTES) -> None:
         self._changing = threading.Lock()
-        self._contents: LRUCache[str, pa.Buffer] = LRUCache(KEPT_BYTES, getsizeof=len)
+        self._contents: LRUCache[str, bytes] = LRUCache(most_bytes, getsizeof=len)
 
-    def find(self, location: str) -> pa.Buffer | None:
+    def find(self, location: str) -> bytes | None:
+        """Return what is at `location`, if it is kept."""
         with self._changing:
             return self._contents.get(location)
 
-    def keep(self, location: str, content: pa.Buffer) -> None:
+    def keep(self, location: str, content: bytes) -> None:
+        """Keep what is at `location`, unless it alone is more than all that may be kept."""
         with self._changing:
             if len(content) <= self._contents.maxsize:
                 self._contents[location] = content
 
 
-_known = _Known()
+_known = Known()
 
 
 class MetadataFile(PyArrowFile):
@@ -57,7 +59,7 @@ class MetadataFile(PyArrowFile):
         """Open the file for writing; it is stored when it is closed."""
         return _StoredWhole(self)
 
-    def store(self, content: pa.Buffer) -> None:
+    def store(self, content: bytes) -> None:
         """Store what the file is made of."""
         with super().create(overwrite=True) as stream:
             stream.write(content)
@@ -66,15 +68,11 @@ class MetadataFile(PyArrowFile):
     def __len__(self) -> int:
         return len(self._content())
 
-    def exists(self) -> bool:
-        """Tell whether the file is stored."""
-        return _known.find(self.location) is not None or super().exists()
-
-    def _content(self) -> pa.Buffer:
+    def _content(self) -> bytes:
         content = _known.find(self.location)
         if content is None:
             with super().open(seekable=False) as stream:
-                content = pa.py_buffer(stream.read())
+                content = bytes(stream.read())
             _known.keep(self.location, content)
         return content
 
@@ -101,7 +99,7 @@ class _StoredWhole:
 
     def close(self) -> None:
         if not self.closed:
-            self._file.store(self._stream.getvalue())
+            self._file.store(self._stream.getvalue().to_pybytes())
 
     def __enter__(self) -> Self:
         return self

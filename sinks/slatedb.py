@@ -179,25 +179,27 @@ class MetadataPart(ClosablePartition[Note, str]):
         return dict(zip(note_ids, await asyncio.gather(*map(read, note_ids)), strict=True))
 
     def begin_close(self) -> None:
-        """Begin to close the database, once the last epoch's commit is made."""
-        if self._closing is None:
+        """Begin to close the database, once the last epoch's commit is made; a fenced one stays as it is."""
+        if self._closing is None and not self._fenced:
             self._closing = self._thread.start(self._shut_down())
 
     def close(self) -> None:
-        """Wait until the database is closed; what was not committed comes again from the stream."""
+        """Wait until the database is closed; what was not committed comes again from the stream.
+
+        Raises what the commit of the last epoch failed with, unless that was raised before.
+        """
         try:
-            if not self._fenced:
-                self.begin_close()
-                self._finish()
-                if self._closing is not None:
-                    self._result(self._closing, doing="close")
+            self.begin_close()
+            self._finish()
+            if self._closing is not None:
+                self._result(self._closing, doing="close")
         finally:
             self._close_thread()
 
     async def _shut_down(self) -> None:
         running = self._running
         if running is not None:
-            await asyncio.wait([asyncio.wrap_future(running)])
+            await asyncio.gather(asyncio.wrap_future(running), return_exceptions=True)
         if running is None or running.cancelled() or running.exception() is None:
             async with asyncio.timeout(self._settings.retry_seconds):
                 await self._db.shutdown()

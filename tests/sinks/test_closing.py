@@ -117,6 +117,37 @@ def test_a_flow_does_not_wait_for_what_an_interrupted_one_left_open() -> None:
     assert all(part.closed for part in parts)
 
 
+def test_what_closing_one_raises_keeps_no_other_from_its_end() -> None:
+    class Broken(Part):
+        def close(self) -> None:
+            raise ZeroDivisionError
+
+    parts = (Broken(), Part(), Part())
+    careful = [CarefulPartition(part) for part in parts]
+    careful[0].close()
+    careful[1].close()
+    with pytest.raises(ZeroDivisionError):
+        careful[2].close()
+    assert [part.closed for part in parts] == [False, True, True]
+
+
+def test_a_partition_that_is_built_late_is_waited_for_and_forgets_no_error() -> None:
+    parts = (Part(), Part(), Part("close"))
+    early, other = CarefulPartition(parts[0]), CarefulPartition(parts[1])
+    early.close()
+    assert not parts[0].closed, "another one is open"
+    late = CarefulPartition(parts[2])
+    other.close()
+    with pytest.raises(CommitError):
+        late.close()
+    assert all(part.closed for part in parts)
+    open_one = CarefulPartition(Part("write_batch"))
+    with pytest.raises(CommitError):
+        open_one.write_batch([1])
+    CarefulPartition(Part())
+    assert str(first_error()) == "write_batch failed"
+
+
 def test_the_first_error_stays() -> None:
     begin()
     with pytest.raises(UnreachableError), noted():

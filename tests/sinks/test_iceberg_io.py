@@ -15,7 +15,7 @@ from core import aws
 from core.deferred import settled
 from core.settings import Settings
 from faults.proxy import fault_proxy
-from sinks import iceberg_catalog
+from sinks import iceberg_catalog, iceberg_metadata_files
 from sinks.iceberg import IcebergSink
 from sinks.iceberg_files import write_table
 from sinks.iceberg_io import FewRequestsFileIO
@@ -76,7 +76,7 @@ def test_metadata_of_another_process_is_read_once(settings: Settings, monkeypatc
 
 def test_metadata_whose_writing_failed_is_neither_stored_nor_known(settings: Settings) -> None:
     io = FewRequestsFileIO(aws.catalog_properties(settings))
-    location = f"s3://{settings.bucket}/warehouse/{uuid.uuid4()}-m0.avro"
+    location = f"s3://{settings.bucket}/warehouse/{uuid.uuid4()}.metadata.json"
 
     def fail() -> None:
         with io.new_output(location).create() as stream:
@@ -85,12 +85,29 @@ def test_metadata_whose_writing_failed_is_neither_stored_nor_known(settings: Set
 
     with pytest.raises(ZeroDivisionError):
         fail()
-    assert not io.new_input(location).exists()
-    nowhere = f"s3://no-such-bucket-3/{uuid.uuid4()}-m0.avro"
+    nowhere = f"s3://no-such-bucket-3/{uuid.uuid4()}.metadata.json"
     with pytest.raises(OSError, match="does not exist"), io.new_output(nowhere).create() as stream:
         stream.write(b"all of it")
-    with pytest.raises(FileNotFoundError):
-        io.new_input(nowhere).open()
+    for missing in (location, nowhere):
+        with pytest.raises(FileNotFoundError):
+            io.new_input(missing).open()
+
+
+def test_metadata_that_is_not_kept_any_more_is_read_again(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(iceberg_metadata_files, "_known", iceberg_metadata_files.Known(most_bytes=100))
+    io = FewRequestsFileIO(aws.catalog_properties(settings))
+    contents = {
+        f"s3://{settings.bucket}/warehouse/{uuid.uuid4()}-m0.avro": bytes([at]) * size
+        for at, size in enumerate((60, 60, 101))
+    }
+    for location, content in contents.items():
+        with io.new_output(location).create() as stream:
+            stream.write(content)
+    for location, content in contents.items():
+        with io.new_input(location).open() as stream:
+            assert stream.read() == content
 
 
 def test_a_large_file_is_written_in_parts_and_read_back_whole(settings: Settings) -> None:

@@ -21,12 +21,15 @@ from bytewax.testing import TestingSource, cluster_main, run_main
 from core import aws
 from core.deferred import settled
 from core.errors import FencedError, MissingError, UnreachableError
+from core.first_error import begin, first_error
 from core.markers import Marker
 from core.records import Note, Position
 from core.settings import Settings
 from core.telemetry import COMMITS
 from metadata_notes import note
 from sinks import metadata_store, slatedb
+from sinks.closing import CarefulPartition
+from sinks.lance import NoVectors
 
 START = datetime(2026, 5, 1, tzinfo=UTC)
 
@@ -173,6 +176,32 @@ def test_a_second_opener_fences_the_first_for_good(store: Settings) -> None:
             _one_epoch(first, [note("n1", 3, title="first")])
     first.close()
     assert slatedb.get_note(store, "n1")["title"] == "second"  # type: ignore[index]
+
+
+def test_being_fenced_in_the_last_epoch_is_told_when_all_sinks_have_ended(store: Settings) -> None:
+    begin()
+    part = slatedb.MetadataSink(store).build_part("metadata.write", "part-00", None)
+    other = CarefulPartition(NoVectors())
+    part.write_batch([note("n1", 1)])
+    newer = slatedb.MetadataPart(store, "part-00")
+    part.snapshot()
+    part.close()
+    # Longer than the commit takes to find out.
+    time.sleep(1)
+    with pytest.raises(FencedError, match="newer execution"):
+        other.close()
+    assert isinstance(first_error(), FencedError)
+    newer.close()
+
+
+def test_a_database_is_closed_once_its_last_epoch_is_durable(store: Settings) -> None:
+    part = slatedb.MetadataPart(store, "part-00")
+    part.write_batch([note("n1", 1)])
+    part.snapshot()
+    part.begin_close()
+    part.close()
+    assert slatedb.get_note(store, "n1") is not None
+    assert _threads() == []
 
 
 def test_readers_do_not_fence_the_writer(store: Settings) -> None:
