@@ -1,4 +1,4 @@
-"""The process that parsers run in, for the tests of what reads documents."""
+"""The process that parsers run in, for the tests of what reads documents; short pauses between tries to read."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from operators import fetcher
 from operators.formats import process
 from operators.formats.process import Parsers
 
@@ -18,3 +19,8 @@ def parsers() -> Iterator[Parsers]:
         made = Parsers(seconds=1.0)
     yield made
     made.close()
+
+
+@pytest.fixture
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetcher, "BODY_BACKOFF_SECONDS", 0.005)
