@@ -28,6 +28,7 @@ READS_IN_FLIGHT = 32
 # Of all parts together; filters and indexes stay in it, so that a text that is new costs no request.
 CACHE_BYTES = 64 * 1024 * 1024
 
+_FAULTS = (PkmError, uniffi.Error, TimeoutError)
 _log = structlog.get_logger(module=__name__)
 
 
@@ -38,7 +39,8 @@ class StoredResults:
         self._settings = settings
         self._parts: list[str] = []
         self._readers: dict[str, uniffi.DbReader] = {}
-        self._again_at = time.monotonic()
+        self._again_at = 0.0
+        self._opening: asyncio.Task[None] | None = None
         self._thread = AsyncThread("kept-results")
         # The engine drops steps without closing them.
         self.close = weakref.finalize(self, self._thread.close)
@@ -49,15 +51,23 @@ class StoredResults:
             return {}
         try:
             return self._thread.run(self._find(wanted), seconds=OPEN_SECONDS + FIND_SECONDS)
-        except (PkmError, uniffi.Error, TimeoutError) as error:
-            _log.warning("kept results can't be read: notes are computed", error=type(error).__name__)
+        except _FAULTS as error:
+            _warn(error)
             self._readers = {}
             self._again_at = time.monotonic() + AGAIN_SECONDS
             return {}
 
     async def _find(self, wanted: Mapping[str, str]) -> dict[str, bytes]:
-        if len(self._readers) < max(len(self._parts), 1) and time.monotonic() >= self._again_at:
-            await self._open()
+        if self._opening is None:
+            # Waited for, or a replay would compute its first notes; later ones open beside the stream.
+            self._opening = asyncio.create_task(self._open())
+            await self._opening
+        elif (
+            self._opening.done()
+            and len(self._readers) < max(len(self._parts), 1)
+            and time.monotonic() >= self._again_at
+        ):
+            self._opening = asyncio.create_task(self._open())
         gate = asyncio.Semaphore(READS_IN_FLIGHT)
 
         async def find_one(key: str, note_id: str) -> bytes | None:
@@ -85,6 +95,12 @@ class StoredResults:
 
     async def _open(self) -> None:
         self._again_at = time.monotonic() + AGAIN_SECONDS
+        try:
+            await self._open_missing()
+        except _FAULTS as error:
+            _warn(error)
+
+    async def _open_missing(self) -> None:
         async with asyncio.timeout(OPEN_SECONDS):
             parts = await asyncio.to_thread(metadata_store.part_names, self._settings)
             written = await asyncio.to_thread(metadata_store.written_parts, self._settings)
@@ -100,3 +116,7 @@ class StoredResults:
                 self._readers[part] = reader
             else:
                 _log.warning("kept results of a part can't be read", part=part, error=type(reader).__name__)
+
+
+def _warn(error: Exception) -> None:
+    _log.warning("kept results can't be read: notes are computed", error=type(error).__name__)

@@ -96,26 +96,23 @@ def lakehouse(account: dict[str, str], *, enrich: str) -> Iterator[Settings]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def start(*command: str | Path, share: bool, **variables: str) -> subprocess.Popen[bytes]:
-    """Start a flow on its core, or with `share` on both."""
-    flow, rest = cores()
-    if share:
-        flow = flow | rest
+def start(*command: str | Path, flow_cores: set[int], **variables: str) -> subprocess.Popen[bytes]:
+    """Start a flow on its cores; this process may have others."""
     own = {"PYTHONPATH": str(REPOSITORY / "tests"), "OMP_NUM_THREADS": "1", "PKM_THREADS": "1"}
     process = subprocess.Popen(
         command, cwd=REPOSITORY, env={**os.environ, **own, **variables}, stdout=subprocess.PIPE
     )
-    os.sched_setaffinity(process.pid, flow)
+    os.sched_setaffinity(process.pid, flow_cores)
     return process
 
 
 def timed(
-    items: list[SourceItem], account: dict[str, str], *, enrich: str, share: bool, **variables: str
+    items: list[SourceItem], account: dict[str, str], *, enrich: str, flow_cores: set[int], **variables: str
 ) -> Measured:
     """Run the flow over documents in a new lakehouse."""
     with lakehouse(account, enrich=enrich) as settings:
         announce(items, settings=settings)
-        process = start(sys.executable, "-m", "bench.timed_flow", share=share, PKM_UNTIL_CAUGHT_UP="1", **variables)
+        process = start(sys.executable, "-m", "bench.timed_flow", flow_cores=flow_cores, PKM_UNTIL_CAUGHT_UP="1", **variables)
         printed, _ = process.communicate(timeout=RUN_SECONDS)
         assert process.returncode == 0
         stored = iceberg_catalog.scan(settings, iceberg_tables.SILVER_NOTES.identifier, columns=("note_id",)).num_rows
@@ -142,7 +139,9 @@ def compare(title: str, contenders: Mapping[str, Callable[[], Measured]], *, rou
     print(f"  ratio {statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})", flush=True)
 
 
-def restarts(items: list[SourceItem], account: dict[str, str], *, enrich: str, share: bool, kills: int) -> None:
+def restarts(
+    items: list[SourceItem], account: dict[str, str], *, enrich: str, flow_cores: set[int], kills: int
+) -> None:
     """Kill the flow in the middle, start it on an empty machine, and wait for its first commit of new rows."""
     chance = random.Random(7)
     taken: list[float] = []
@@ -152,7 +151,7 @@ def restarts(items: list[SourceItem], account: dict[str, str], *, enrich: str, s
         def committed() -> int:
             return iceberg_catalog.marker(settings, iceberg_tables.BRONZE_NOTES.identifier).commit_number
 
-        process = start(PKM, "run", share=share)
+        process = start(PKM, "run", flow_cores=flow_cores)
         for _ in range(kills):
             wait_for_more(committed, process)
             time.sleep(chance.uniform(0, settings.snapshot_seconds))
@@ -160,7 +159,7 @@ def restarts(items: list[SourceItem], account: dict[str, str], *, enrich: str, s
             process.wait()
             shutil.rmtree(settings.recovery_dir, ignore_errors=True)
             began = time.monotonic()
-            process = start(PKM, "run", share=share)
+            process = start(PKM, "run", flow_cores=flow_cores)
             wait_for_more(committed, process)
             taken.append(time.monotonic() - began)
         process.kill()
@@ -190,12 +189,18 @@ def main() -> int:
     parser.add_argument("--only", choices=("snapshots", "distance", "restart"), default=None)
     options = parser.parse_args()
     without_users_variables()
-    _, rest = cores()
+    flow_cores, rest = cores()
+    if options.share:
+        flow_cores |= rest
+    # What this process starts, the local AWS first, stays there; only flows are moved.
     os.sched_setaffinity(0, rest)
     items = list(documents(options.documents))
-    print(f"{len(items)} notes of {NOTE_CHARACTERS:,} characters, models: {options.enrich}, {options.rounds} rounds")
+    print(
+        f"{len(items)} notes of {NOTE_CHARACTERS:,} characters, models: {options.enrich}, {options.rounds} rounds;"
+        f" flow on cores {sorted(flow_cores)}, the rest on {sorted(rest)}"
+    )
     with local_aws() as account, fault_proxy(account["AWS_ENDPOINT_URL"]) as proxy:
-        run = partial(timed, items, account, enrich=options.enrich, share=options.share)
+        run = partial(timed, items, account, enrich=options.enrich, flow_cores=flow_cores)
         if options.only in (None, "snapshots"):
             often = {f"every {seconds} s": partial(run, PKM_SNAPSHOT_SECONDS=str(seconds)) for seconds in (300, 10)}
             compare("snapshots", often, rounds=options.rounds)
@@ -210,7 +215,7 @@ def main() -> int:
             far = {f"{seconds * 1000:.0f} ms": partial(delayed, seconds) for seconds in DELAYS_SECONDS}
             compare("delay added to each request to S3 and the catalog", far, rounds=options.rounds)
         if options.only in (None, "restart"):
-            restarts(items, account, enrich=options.enrich, share=options.share, kills=options.kills)
+            restarts(items, account, enrich=options.enrich, flow_cores=flow_cores, kills=options.kills)
     return 0
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import bytewax.operators as op
 import numpy as np
@@ -16,7 +19,7 @@ from builders import event_of, note_of, record_of
 from core.records import Chunk, Note
 from core.results import decode, encode
 from core.settings import Settings
-from sinks import kept_results, metadata_keys, slatedb
+from sinks import kept_results, metadata_keys, metadata_store, slatedb
 from sinks.kept_results import StoredResults
 from sinks.metadata_records import changes, results_entry
 
@@ -93,8 +96,23 @@ def test_before_anything_is_written_nothing_is_found_and_it_is_looked_for_again(
     assert stored.find({"k1": "one"}) == {}
     write(store, note(1))
     assert stored.find({"k1": "one"}) == {}
-    monkeypatch.setattr(kept_results.time, "monotonic", lambda: time.perf_counter() + 1e9)
-    found = stored.find({"k1": "one"})
+    stored._again_at = 0.0  # a minute later
+    monkeypatch.setattr(kept_results, "AGAIN_SECONDS", 0.0)
+    opening = threading.Event()
+    open_reader = metadata_store.open_reader
+
+    async def open_slowly(*arguments: Any, **options: Any) -> Any:
+        await asyncio.to_thread(opening.wait)
+        return await open_reader(*arguments, **options)
+
+    monkeypatch.setattr(metadata_store, "open_reader", open_slowly)
+    # The stream does not wait until it is open.
+    assert stored.find({"k1": "one"}) == {}
+    opening.set()
+    found: dict[str, bytes] = {}
+    deadline = time.perf_counter() + 20
+    while not found and time.perf_counter() < deadline:
+        found = stored.find({"k1": "one"})
     assert decode(found["k1"], key="k1", text="Ada") is not None
 
 
