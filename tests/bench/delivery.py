@@ -112,7 +112,8 @@ def timed(
     """Run the flow over documents in a new lakehouse."""
     with lakehouse(account, enrich=enrich) as settings:
         announce(items, settings=settings)
-        process = start(sys.executable, "-m", "bench.timed_flow", flow_cores=flow_cores, PKM_UNTIL_CAUGHT_UP="1", **variables)
+        command = (sys.executable, "-m", "bench.timed_flow")
+        process = start(*command, flow_cores=flow_cores, PKM_UNTIL_CAUGHT_UP="1", **variables)
         printed, _ = process.communicate(timeout=RUN_SECONDS)
         assert process.returncode == 0
         stored = iceberg_catalog.scan(settings, iceberg_tables.SILVER_NOTES.identifier, columns=("note_id",)).num_rows
