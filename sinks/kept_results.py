@@ -6,6 +6,7 @@ Nothing depends on it: what can't be read in time counts as not kept. It writes 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 import weakref
 from collections.abc import Iterable, Mapping
@@ -13,7 +14,7 @@ from collections.abc import Iterable, Mapping
 import structlog
 from slatedb import uniffi  # type: ignore[import-untyped]
 
-from core.async_thread import AsyncThread
+from core.async_thread import AsyncThread, finished
 from core.errors import PkmError
 from core.settings import Settings
 from sinks import metadata_keys, metadata_store
@@ -39,7 +40,9 @@ class StoredResults:
         self._settings = settings
         self._parts: list[str] = []
         self._readers: dict[str, uniffi.DbReader] = {}
+        self._closing: set[asyncio.Task[None]] = set()
         self._again_at = 0.0
+        self._first_opening: asyncio.Task[None] | None = None
         self._opening: asyncio.Task[None] | None = None
         self._thread = AsyncThread("kept-results")
         # The engine drops steps without closing them.
@@ -47,45 +50,40 @@ class StoredResults:
 
     def find(self, wanted: Mapping[str, str]) -> dict[str, bytes]:
         """Return what is kept under the keys; `wanted` has a note's id for each, whose part is asked first."""
-        if not wanted:
-            return {}
-        try:
-            return self._thread.run(self._find(wanted), seconds=OPEN_SECONDS + FIND_SECONDS)
-        except _FAULTS as error:
-            _warn(error)
-            self._readers = {}
-            self._again_at = time.monotonic() + AGAIN_SECONDS
-            return {}
+        return finished(self._thread.start(self._find(wanted))) if wanted else {}
 
     async def _find(self, wanted: Mapping[str, str]) -> dict[str, bytes]:
-        if self._opening is None:
-            # Waited for, or a replay would compute its first notes; later ones open beside the stream.
-            self._opening = asyncio.create_task(self._open())
-            await self._opening
-        elif (
-            self._opening.done()
-            and len(self._readers) < max(len(self._parts), 1)
-            and time.monotonic() >= self._again_at
-        ):
-            self._opening = asyncio.create_task(self._open())
+        await self._open_if_due()
         gate = asyncio.Semaphore(READS_IN_FLIGHT)
 
         async def find_one(key: str, note_id: str) -> bytes | None:
             async with gate:
                 return await self._find_one(metadata_keys.result_key(key), self._order(note_id))
 
-        async with asyncio.timeout(FIND_SECONDS):
-            found = await asyncio.gather(*(find_one(key, note_id) for key, note_id in wanted.items()))
+        try:
+            async with asyncio.timeout(FIND_SECONDS):
+                found = await asyncio.gather(*(find_one(key, note_id) for key, note_id in wanted.items()))
+        except _FAULTS as error:
+            _warn(error)
+            self._give_up_readers()
+            return {}
         return {key: value for key, value in zip(wanted, found, strict=True) if value is not None}
 
     async def _find_one(self, key: bytes, parts: Iterable[str]) -> bytes | None:
         # A note that was renamed has its results in the part of its old name.
         for part in parts:
-            if part in self._readers:
-                value: bytes | None = await self._readers[part].get(key)
-                if value is not None:
-                    return value
+            reader = self._readers.get(part)
+            value: bytes | None = await reader.get(key) if reader else None
+            if value is not None:
+                return value
         return None
+
+    def _give_up_readers(self) -> None:
+        given_up, self._readers = list(self._readers.values()), {}
+        self._again_at = time.monotonic() + AGAIN_SECONDS
+        closing = asyncio.create_task(_shut_down(given_up))
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
 
     def _order(self, note_id: str) -> list[str]:
         if not self._parts:
@@ -93,30 +91,53 @@ class StoredResults:
         own = self._parts[metadata_keys.part_hash(note_id) % len(self._parts)]
         return [own, *(part for part in self._parts if part != own)]
 
+    async def _open_if_due(self) -> None:
+        if self._first_opening is None:
+            self._first_opening = self._opening = asyncio.create_task(self._open())
+        elif (
+            self._opening is not None
+            and self._opening.done()
+            and len(self._readers) < max(len(self._parts), 1)
+            and time.monotonic() >= self._again_at
+        ):
+            self._opening.result()  # raises what is no fault of a store
+            self._opening = asyncio.create_task(self._open())
+        # Only the first is waited for, or a replay would compute its first notes; later the stream goes on meanwhile.
+        # An interrupt of one who waits leaves it to the others.
+        await asyncio.wait({self._first_opening})
+        self._first_opening.result()
+
     async def _open(self) -> None:
+        deadline = asyncio.get_running_loop().time() + OPEN_SECONDS
         self._again_at = time.monotonic() + AGAIN_SECONDS
         try:
-            await self._open_missing()
+            async with asyncio.timeout_at(deadline):
+                parts = await asyncio.to_thread(metadata_store.part_names, self._settings)
+                written = await asyncio.to_thread(metadata_store.written_parts, self._settings)
         except _FAULTS as error:
             _warn(error)
+            return
+        cache_bytes = CACHE_BYTES // len(parts)
 
-    async def _open_missing(self) -> None:
-        async with asyncio.timeout(OPEN_SECONDS):
-            parts = await asyncio.to_thread(metadata_store.part_names, self._settings)
-            written = await asyncio.to_thread(metadata_store.written_parts, self._settings)
-            missing = [part for part in parts if part in written and part not in self._readers]
-            cache_bytes = CACHE_BYTES // len(parts)
-            opened = await asyncio.gather(
-                *(metadata_store.open_reader(self._settings, part, cache_bytes=cache_bytes) for part in missing),
-                return_exceptions=True,
-            )
+        async def open_one(part: str) -> None:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    self._readers[part] = await metadata_store.open_reader(
+                        self._settings, part, cache_bytes=cache_bytes
+                    )
+            except _FAULTS as error:
+                _warn(error, part=part)
+
+        await asyncio.gather(*(open_one(part) for part in parts if part in written and part not in self._readers))
         self._parts = parts
-        for part, reader in zip(missing, opened, strict=True):
-            if isinstance(reader, uniffi.DbReader):
-                self._readers[part] = reader
-            else:
-                _log.warning("kept results of a part can't be read", part=part, error=type(reader).__name__)
 
 
-def _warn(error: Exception) -> None:
-    _log.warning("kept results can't be read: notes are computed", error=type(error).__name__)
+async def _shut_down(readers: Iterable[uniffi.DbReader]) -> None:
+    """Close readers; one that is only dropped would go on to ask the store for what is new."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(OPEN_SECONDS):
+            await asyncio.gather(*(reader.shutdown() for reader in readers), return_exceptions=True)
+
+
+def _warn(error: Exception, **which: str) -> None:
+    _log.warning("kept results can't be read: notes are computed", error=type(error).__name__, **which)

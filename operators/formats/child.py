@@ -13,13 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from operators.formats.detect import Format
     from operators.formats.extracted import Extracted, Refused
-    from operators.formats.process import Task
 
-__all__ = ["extract", "extract_each", "start"]
+__all__ = ["extract", "extract_within", "start"]
 
 _PR_SET_PDEATHSIG: Final = 1
 
@@ -46,21 +43,17 @@ def start(parent: int, memory_bytes: int) -> None:
         module.read("<p>warm</p>" if module is not json_text else "{}")
 
 
-def extract_each(tasks: Sequence[Task], *, seconds: float) -> list[Extracted | Refused]:
-    """Do `extract` for one document after the other; each may take `seconds` of CPU time.
+def extract_within(seconds: float, text: str, document_format: Format, *, declared: bool) -> Extracted | Refused:
+    """Do `extract`; the kernel ends this process with SIGPROF when that takes more than `seconds` of CPU time.
 
-    The kernel ends this process with SIGPROF when one takes more. CPU time, because on a busy machine wall time would
-    turn good documents into failures. A signal that no handler catches, because a parser stuck in C would never get
-    to run the handler.
+    CPU time, because on a busy machine wall time would turn good documents into failures. A signal that no handler
+    catches, because a parser stuck in C would never get to run the handler.
     """
-    results = []
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
-        for text, document_format, declared in tasks:
-            signal.setitimer(signal.ITIMER_PROF, seconds)
-            results.append(extract(text, document_format, declared=declared))
+        return extract(text, document_format, declared=declared)
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
-    return results
 
 
 def extract(text: str, document_format: Format, *, declared: bool) -> Extracted | Refused:

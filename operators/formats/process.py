@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import signal
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import CancelledError
 from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING
@@ -32,9 +32,6 @@ MEMORY_BYTES = 2 * 1024**3
 START_SECONDS = 60.0
 WALL_FACTOR = 6
 ATTEMPTS = 3
-# Short documents go there together: asking takes as long as reading one, and longer while commits run beside.
-GROUP_DOCUMENTS = 32
-GROUP_CHARACTERS = 100_000
 
 Task = tuple[str, Format, bool]
 """Text, its format, and whether the document was said to have that format."""
@@ -64,10 +61,10 @@ class Parsers:
         waiting = list(range(len(tasks)))
         lost = 0
         while waiting:
-            suspects, unread = self._read_some(tasks, list(_groups(tasks, waiting)), results)
-            # The process may have died of another document, so a suspect gets a second try by itself.
-            for index in suspects:
-                again_crashed, again_unread = self._read_some(tasks, [[index]], results)
+            crashed, unread = self._read_some(tasks, waiting, results)
+            # The process may have died of the document before this one, so a suspect gets a second try by itself.
+            for index in crashed:
+                again_crashed, again_unread = self._read_some(tasks, [index], results)
                 if again_crashed:
                     results[index] = Refused("ParserCrashed", "the document ended its parser's process, twice")
                 unread += again_unread
@@ -88,47 +85,46 @@ class Parsers:
         self._pool = None
 
     def _read_some(
-        self, tasks: Sequence[Task], groups: list[list[int]], results: list[Extracted | Refused | None]
+        self, tasks: Sequence[Task], indexes: list[int], results: list[Extracted | Refused | None]
     ) -> tuple[list[int], list[int]]:
-        """Read groups of tasks into `results`; returns those of which one ended the process, and what is unread."""
-        suspects: list[int] = []
+        """Read the tasks at `indexes` into `results`; returns whose reading ended the process, and what is unread."""
+        crashed: list[int] = []
         unread: list[int] = []
         try:
-            futures = [(group, self._schedule([tasks[index] for index in group])) for group in groups]
+            futures = [(index, self._schedule(tasks[index])) for index in indexes]
         except (BrokenProcessPool, RuntimeError):
             # pebble says RuntimeError when its pool has failed meanwhile.
             self.close()
-            return [], [index for group in groups for index in group]
-        for group, future in futures:
+            return [], indexes
+        for index, future in futures:
+            if unread and not future.done():
+                # pebble gives no result to what its pool had in the queue when it failed or was stopped.
+                unread.append(index)
+                continue
             try:
                 # Its predecessors are done, so this one is running, or waits for the process to start.
-                for index, result in zip(
-                    group, future.result(timeout=START_SECONDS + self._wall_seconds), strict=True
-                ):
-                    results[index] = result
+                results[index] = future.result(timeout=START_SECONDS + self._wall_seconds)
             except ProcessExpired as expired:
-                if expired.exitcode == -signal.SIGPROF and len(group) == 1:
-                    results[group[0]] = self._timed_out()
+                if expired.exitcode == -signal.SIGPROF:
+                    results[index] = self._timed_out()
                 else:
-                    suspects += group
+                    crashed.append(index)
             except TimeoutError:
-                if not future.done():
-                    unread += group
-                    self.close()
-                elif len(group) == 1:
-                    results[group[0]] = self._timed_out()
+                if future.done():
+                    results[index] = self._timed_out()
                 else:
-                    suspects += group
+                    unread.append(index)
+                    self.close()
             except (BrokenProcessPool, CancelledError):
-                unread += group
+                unread.append(index)
         if unread:
             self.close()
-        return suspects, unread
+        return crashed, unread
 
     def _timed_out(self) -> Refused:
         return Refused("TimedOut", f"the document takes its parser longer than {self._seconds:g} seconds")
 
-    def _schedule(self, group: list[Task]) -> ProcessFuture[list[Extracted | Refused]]:
+    def _schedule(self, task: Task) -> ProcessFuture[Extracted | Refused]:
         if self._pool is None:
             # spawn: a fork would copy the worker's threads' locks and its models.
             self._pool = ProcessPool(
@@ -138,24 +134,14 @@ class Parsers:
                 context=multiprocessing.get_context("spawn"),
             )
             self._finalizer = weakref.finalize(self, _stop, self._pool)
-        future: ProcessFuture[list[Extracted | Refused]] = self._pool.schedule(
-            child.extract_each, args=(group,), kwargs={"seconds": self._seconds}, timeout=self._wall_seconds
+        text, document_format, declared = task
+        future: ProcessFuture[Extracted | Refused] = self._pool.schedule(
+            child.extract_within,
+            args=(self._seconds, text, document_format),
+            kwargs={"declared": declared},
+            timeout=self._wall_seconds,
         )
         return future
-
-
-def _groups(tasks: Sequence[Task], indexes: Sequence[int]) -> Iterator[list[int]]:
-    """Give the indexes in groups, in order; a long document is alone."""
-    group: list[int] = []
-    characters = 0
-    for index in indexes:
-        characters += len(tasks[index][0])
-        if group and (characters > GROUP_CHARACTERS or len(group) == GROUP_DOCUMENTS):
-            yield group
-            group, characters = [], len(tasks[index][0])
-        group.append(index)
-    if group:
-        yield group
 
 
 def _stop(pool: ProcessPool) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -14,8 +15,10 @@ import numpy as np
 import pytest
 from bytewax.dataflow import Dataflow
 from bytewax.testing import TestingSink, TestingSource, run_main
+from slatedb import uniffi  # type: ignore[import-untyped]
 
 from builders import event_of, note_of, record_of
+from core.async_thread import AsyncThread
 from core.records import Chunk, Note
 from core.results import decode, encode
 from core.settings import Settings
@@ -99,19 +102,25 @@ def test_before_anything_is_written_nothing_is_found_and_it_is_looked_for_again(
     stored._again_at = 0.0  # a minute later
     monkeypatch.setattr(kept_results, "AGAIN_SECONDS", 0.0)
     opening = threading.Event()
+    openings = []
     open_reader = metadata_store.open_reader
 
     async def open_slowly(*arguments: Any, **options: Any) -> Any:
-        await asyncio.to_thread(opening.wait)
+        openings.append(arguments)
+        await asyncio.to_thread(opening.wait, 20)
         return await open_reader(*arguments, **options)
 
     monkeypatch.setattr(metadata_store, "open_reader", open_slowly)
-    # The stream does not wait until it is open.
-    assert stored.find({"k1": "one"}) == {}
+    # The stream does not wait until it is open, and nobody else opens it.
+    started = time.monotonic()
+    while not openings and time.monotonic() < started + 10:
+        assert stored.find({"k1": "one"}) == {}
+    assert [stored.find({"k1": "one"}) for _ in range(3)] == [{}, {}, {}]
+    assert time.monotonic() - started < 10
+    assert len(openings) == 1
     opening.set()
     found: dict[str, bytes] = {}
-    deadline = time.perf_counter() + 20
-    while not found and time.perf_counter() < deadline:
+    while not found and time.monotonic() < started + 20:
         found = stored.find({"k1": "one"})
     assert decode(found["k1"], key="k1", text="Ada") is not None
 
@@ -127,6 +136,49 @@ def test_a_store_that_does_not_answer_is_an_empty_one(store: Settings, monkeypat
     assert opened.find({"k1": "one"}) == {}
     assert time.monotonic() - started < 21
     opened.close()
+
+
+def test_all_who_ask_wait_until_it_was_opened_for_the_first_time(
+    store: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(store, note(1))
+    open_reader = metadata_store.open_reader
+
+    async def open_slowly(*arguments: Any, **options: Any) -> Any:
+        await asyncio.sleep(0.5)
+        return await open_reader(*arguments, **options)
+
+    monkeypatch.setattr(metadata_store, "open_reader", open_slowly)
+    opened = StoredResults(store)
+    with ThreadPoolExecutor(3) as workers:
+        found = list(workers.map(opened.find, [{"k1": "one"}] * 3))
+    opened.close()
+    assert [list(one) for one in found] == [["k1"]] * 3
+
+
+def test_readers_that_did_not_answer_in_time_are_closed_and_opened_again(
+    store: Settings, stored: StoredResults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(store, note(1))
+    assert list(stored.find({"k1": "one"})) == ["k1"]
+    (reader,) = stored._readers.values()
+    with monkeypatch.context() as patch:
+        patch.setattr(kept_results, "FIND_SECONDS", 0.0)
+        assert stored.find({"k1": "one"}) == {}
+    # Dropped only, they would go on to ask the store for what is new.
+    deadline = time.monotonic() + 20
+
+    async def read_until_closed() -> None:
+        while time.monotonic() < deadline:
+            await reader.get(b"key")
+
+    with AsyncThread("look") as thread, pytest.raises(uniffi.Error):
+        thread.run(read_until_closed(), seconds=20)
+    stored._again_at = 0.0  # a minute later
+    found: dict[str, bytes] = {}
+    while not found and time.monotonic() < deadline:
+        found = stored.find({"k1": "one"})
+    assert list(found) == ["k1"]
 
 
 def test_a_store_that_was_never_created_is_an_empty_one(settings: Settings) -> None:

@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from core.errors import ResourceError
 from operators.formats import process
@@ -44,12 +42,12 @@ def test_a_document_that_ends_its_process_costs_only_itself(
     tasks: list[Any] = [("one", Format.PLAIN, False), ("two", Format.PLAIN, False), ("three", Format.PLAIN, False)]
     schedule = parsers._schedule
 
-    def crash_on_two(group: Any) -> Any:
-        if any(task[0] == "two" for task in group):
-            schedule([("warm", Format.PLAIN, False)])
+    def crash_on_two(task: Any) -> Any:
+        if task[0] == "two":
+            schedule(("warm", Format.PLAIN, False))
             assert parsers._pool is not None
             return parsers._pool.schedule(os.abort, timeout=SECONDS)
-        return schedule(group)
+        return schedule(task)
 
     monkeypatch.setattr(parsers, "_schedule", crash_on_two)
     one, two, three = parsers.read(tasks)
@@ -65,10 +63,9 @@ def test_a_parser_that_waits_without_computing_is_stopped_by_the_clock(monkeypat
     assert len(stuck.read([("warm", Format.PLAIN, False)])) == 1
     schedule = stuck._schedule
 
-    def wait(group: Any) -> Any:
+    def wait(task: Any) -> Any:
         assert stuck._pool is not None
-        waits = any(task[0] == "wait" for task in group)
-        return stuck._pool.schedule(time.sleep, args=(600,), timeout=0.5) if waits else schedule(group)
+        return stuck._pool.schedule(time.sleep, args=(600,), timeout=0.5) if task[0] == "wait" else schedule(task)
 
     monkeypatch.setattr(stuck, "_schedule", wait)
     waited, fine = stuck.read([("wait", Format.PLAIN, False), ("fine", Format.PLAIN, False)])
@@ -76,26 +73,6 @@ def test_a_parser_that_waits_without_computing_is_stopped_by_the_clock(monkeypat
     assert isinstance(waited, Refused)
     assert waited.error == "TimedOut"
     assert isinstance(fine, Extracted)
-
-
-def test_a_document_that_takes_too_long_costs_only_itself(parsers: Parsers) -> None:
-    before, slow, after = parsers.read(
-        [("before", Format.PLAIN, False), ("[" * 90_000, Format.MARKDOWN, True), ("after", Format.PLAIN, False)]
-    )
-    assert isinstance(before, Extracted)
-    assert isinstance(slow, Refused)
-    assert slow.error == "TimedOut"
-    assert isinstance(after, Extracted)
-
-
-@given(st.lists(st.integers(0, 2 * process.GROUP_CHARACTERS)))
-def test_groups_are_in_order_and_within_their_bounds(lengths: list[int]) -> None:
-    tasks: list[Any] = [(range(length), Format.PLAIN, False) for length in lengths]
-    groups = list(process._groups(tasks, range(len(tasks))))
-    assert [index for group in groups for index in group] == list(range(len(tasks)))
-    for group in groups:
-        assert len(group) <= process.GROUP_DOCUMENTS
-        assert len(group) == 1 or sum(lengths[index] for index in group) <= process.GROUP_CHARACTERS
 
 
 def test_a_process_that_vanishes_between_documents_is_started_again(parsers: Parsers) -> None:
@@ -133,11 +110,15 @@ def test_a_document_that_takes_too_much_memory_is_a_failure() -> None:
 def test_a_process_that_can_not_start_stops_the_flow_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "START_SECONDS", 5.0)
     starved = Parsers(seconds=1, memory_bytes=16 * 1024**2)
+    started = time.monotonic()
     try:
         with pytest.raises(ResourceError, match=r"16 MiB of\s+address space"):
-            starved.read([("text", Format.PLAIN, True)])
+            # More than the pipe to the process holds.
+            starved.read([("text" * 500, Format.PLAIN, True)] * 300)
     finally:
         starved.close()
+    # Not each document waits until it is clear that there is no process.
+    assert time.monotonic() - started < 60
 
 
 HOLDER = """
