@@ -73,7 +73,8 @@ class World:
         """Start a life on an empty machine."""
         self.lives += 1
         recovery = self.folder / "recovery"
-        shutil.rmtree(recovery, ignore_errors=True)
+        while recovery.exists():  # a copier that outlived its flow may make a file there meanwhile
+            shutil.rmtree(recovery, ignore_errors=True)
         addresses = cluster_addresses(layout.processes)
         processes = []
         for number in range(layout.processes):
