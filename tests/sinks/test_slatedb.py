@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -284,29 +283,6 @@ def test_no_thread_stays_behind(store: Settings) -> None:
 
 def _threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("metadata")]
-
-
-def test_an_interrupt_during_a_commit_is_neither_lost_nor_hangs(store: Settings) -> None:
-    part = slatedb.MetadataSink(store).build_part("metadata.write", "part-00", None)
-    interrupted = 0
-    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
-    try:
-        for number in range(1, 61):
-            part.write_batch([note(f"n{number}", number)])
-            signal.setitimer(signal.ITIMER_REAL, number * 1e-4)
-            try:
-                settled(part.snapshot())
-                # Wait for the alarm: an interrupt that was swallowed above would never come.
-                time.sleep(5)
-                pytest.fail("the interrupt was lost")
-            except KeyboardInterrupt:
-                interrupted += 1
-    finally:
-        signal.signal(signal.SIGALRM, before)
-    assert interrupted == 60
-    part.snapshot()
-    part.close()
-    assert slatedb.count_notes(store) == 60
 
 
 def test_more_rows_than_one_call_returns_are_all_read(store: Settings) -> None:
