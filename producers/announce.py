@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
 
@@ -150,18 +150,11 @@ def _announce(
 
     with AsyncThread("uploads") as thread, announcer:
         uploads = Uploads(settings)
-        try:
-            for group in slices(things):
-                under_way.append(announcer.after(thread.start(uploads.put_all(group))))
-                del group  # or its bytes would stay while the next slice is read
-                finish(UNDER_WAY)
-            finish(0)
-        except Exception:
-            # Nothing is swallowed: what failed is raised once no slice is under way. When the source failed, the
-            # slices before it are completed; when a slice did, those after it end at once. An interrupt is not
-            # caught, since it must wait for none.
-            wait(under_way)
-            raise
+        for group in slices(things):
+            under_way.append(announcer.after(thread.start(uploads.put_all(group))))
+            del group  # or its bytes would stay while the next slice is read
+            finish(UNDER_WAY)
+        finish(0)
     return total.summary()
 
 
@@ -203,9 +196,14 @@ class _Announcer:
         pass
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # An interrupt does not wait for a stream that does not answer.
-        self._stopped.set()
-        self._executor.shutdown(wait=kind is None or issubclass(kind, Exception), cancel_futures=True)
+        try:
+            if kind is None or issubclass(kind, Exception):
+                # When the source failed, the slices before it are completed; when one did, those after it end soon.
+                self._executor.shutdown()
+        finally:
+            # An interrupt does not wait for a stream that does not answer.
+            self._stopped.set()
+            self._executor.shutdown(wait=False, cancel_futures=True)
 
 
 class _Total:
