@@ -6,7 +6,6 @@ Nothing depends on it: what can't be read in time counts as not kept. It writes 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 import weakref
 from collections.abc import Iterable, Mapping
@@ -79,11 +78,12 @@ class StoredResults:
         return None
 
     def _give_up_readers(self) -> None:
-        given_up, self._readers = list(self._readers.values()), {}
+        given_up, self._readers = self._readers, {}
         self._again_at = time.monotonic() + AGAIN_SECONDS
-        closing = asyncio.create_task(_shut_down(given_up))
-        self._closing.add(closing)
-        closing.add_done_callback(self._closing.discard)
+        for reader in given_up.values():
+            closing = asyncio.create_task(_shut_down(reader))
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
 
     def _order(self, note_id: str) -> list[str]:
         if not self._parts:
@@ -132,11 +132,13 @@ class StoredResults:
         self._parts = parts
 
 
-async def _shut_down(readers: Iterable[uniffi.DbReader]) -> None:
-    """Close readers; one that is only dropped would go on to ask the store for what is new."""
-    with contextlib.suppress(TimeoutError):
+async def _shut_down(reader: uniffi.DbReader) -> None:
+    """Close a reader; one that is only dropped would go on to ask the store for what is new."""
+    try:
         async with asyncio.timeout(OPEN_SECONDS):
-            await asyncio.gather(*(reader.shutdown() for reader in readers), return_exceptions=True)
+            await reader.shutdown()
+    except _FAULTS as error:
+        _log.warning("a reader of kept results can't be closed; it ends with the process", error=type(error).__name__)
 
 
 def _warn(error: Exception, **which: str) -> None:
